@@ -89,9 +89,9 @@ class Episode:
 
     @property
     def spec(self) -> Spec:
-        """The spec these arrays have; `discrete` cannot be read off the arrays and is left False."""
+        """The spec these arrays have; `discrete` cannot be read off the arrays, so `metadata["discrete"]` says it."""
         observation = {key: (value.shape[1:], value.dtype.name) for key, value in self.observation.items()}
-        return Spec(observation, self.action.shape[1])
+        return Spec(observation, self.action.shape[1], bool(self.metadata.get("discrete", False)))
 
 
 @dataclass

@@ -17,7 +17,8 @@ class Recorded:
     Inherit from it beside `nn.Module` or alone, first in the list of bases.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Recorded":
+    # No return annotation: pyright infers the class itself, and beartype refuses Self in a method.
+    def __new__(cls, *args: Any, **kwargs: Any):
         self = super().__new__(cls)
         bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
         bound.apply_defaults()

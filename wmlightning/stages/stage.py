@@ -1,10 +1,14 @@
 """What every stage shares: noise that resumes exactly, checkpoints that rebuild themselves, clipping, and loading."""
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from wmlightning.recipes import Recorded, build_recipe, recipe_of
 from wmlightning.seeds import derive_seed
@@ -14,8 +18,8 @@ class Stage(Recorded, lightning.LightningModule):
     """A LightningModule that learns one part of an agent (abstract).
 
     A stage's `learn` is pure and returns named values; only `training_step` of the outermost stage logs. Learning noise
-    is a function of (seed, rank, batches trained), so a resumed run draws what an uninterrupted one would have drawn and
-    no generator state is saved. The checkpoint holds a recipe (see `wmlightning.recipes`) beside the weights.
+    is a function of (seed, rank, batches trained), so a resumed run draws what an uninterrupted one would have drawn
+    and no generator state is saved. The checkpoint holds a recipe (see `wmlightning.recipes`) beside the weights.
 
     Args:
         seed: names the stream of learning noise; the command line passes `seed_everything` on.
@@ -27,19 +31,58 @@ class Stage(Recorded, lightning.LightningModule):
 
     @property
     def batches_trained(self) -> int:
-        """b of DESIGN's counters: batches processed since training began, resumes included."""
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        """Batches processed since training began, resumes included: the number that all learning noise is named by."""
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        return progress.total.processed
+
+    def on_train_start(self) -> None:
+        """Says so where a resumed optimizer's learning rate, which wins, is not the one asked for."""
+        wanted = getattr(self, "learning_rate", None)
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        kept = {group.get("initial_lr", group["lr"]) for group in groups if "lr" in group} if wanted else set()
+        if kept - {wanted}:
+            rank_zero_warn(
+                f"learning_rate is {wanted} but the checkpoint's optimizer goes on with {', '.join(map(str, kept))}: "
+                "start afresh without --ckpt_path to change it"
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Re-seeds torch from (seed, rank, batches trained)."""
         torch.manual_seed(derive_seed(self.seed, self.global_rank, self.batches_trained))
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Re-seeds torch from (seed, rank, batch), so that every validation draws the same noise."""
+        torch.manual_seed(derive_seed(self.seed, self.global_rank, batch_idx, 1))
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Re-seeds torch from (seed, rank, batch), so that every test draws the same noise."""
+        torch.manual_seed(derive_seed(self.seed, self.global_rank, batch_idx, 2))
+
+    def over_ranks(self, number: Tensor) -> Tensor:
+        """The mean of a tensor over the processes, without a gradient; itself where there is one process."""
+        if self.trainer.world_size == 1:
+            return number
+        reduced = self.trainer.strategy.reduce(number.detach().clone(), reduce_op="mean")
+        return torch.as_tensor(reduced, device=number.device)
+
+    def training_batches(self, most: int) -> Iterator[Any]:
+        """Up to `most` batches of the datamodule's training data, on the device, for what a test compares with.
+
+        Raises:
+            ValueError: if the Trainer has no datamodule.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise ValueError("a test compares with the training data: pass the Trainer a datamodule, not a dataloader")
+        for batch in itertools.islice(data.train_dataloader(), most):
+            yield batch.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes the recipe that `load` builds from."""
         checkpoint["recipe"] = recipe_of(self)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu", **kwargs: Any) -> Self:
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu", **kwargs: Any):
         """Rebuilds this stage from a checkpoint file alone.
 
         Raises:

@@ -1,0 +1,77 @@
+"""What may enter a store, and what is wrong with the files of one."""
+
+import os
+
+import numpy as np
+
+from datamodules.episode import Episode, Spec
+from datamodules.files import DamagedEpisode, EpisodeName, inspect
+
+
+def check_episode(episode: Episode, spec: Spec | None) -> None:
+    """Refuses an episode that a store could not hold beside the others.
+
+    Args:
+        episode: what is to be appended.
+        spec: what the store's episodes look like; None for the first of them.
+
+    Raises:
+        ValueError: in one line: what was got, what was wanted, what to do.
+    """
+    columns = {"action": "float32", "reward": "float32", "is_first": "bool", "is_terminal": "bool"}
+    for column, dtype in columns.items():
+        if getattr(episode, column).dtype.name != dtype:
+            raise ValueError(f"{column} has dtype {getattr(episode, column).dtype} but {dtype} is wanted: convert it")
+    if not episode.observation:
+        raise ValueError("the episode has no observation: give at least one array, such as image")
+    for key, array in episode.observation.items():
+        if not key.isidentifier() or array.dtype.kind not in "biuf" or not array.dtype.isnative or 0 in array.shape:
+            raise ValueError(
+                f"observation[{key!r}] is {array.dtype}{array.shape}: a plain name and a filled array of native "
+                "numbers are wanted"
+            )
+    if not np.isfinite(episode.action).all():
+        raise ValueError("the episode has an action that is not finite: mend the policy that chose it")
+    if spec is not None and difference(episode.spec, spec):
+        raise ValueError(f"{difference(episode.spec, spec)}: give another environment's episodes a folder of their own")
+
+
+def difference(spec: Spec, wanted: Spec) -> str:
+    """How one spec's arrays differ from another's, in words; empty if they do not."""
+    if spec.action_size != wanted.action_size:
+        return f"actions have size {spec.action_size} but those of the store have {wanted.action_size}"
+    if spec.observation != wanted.observation:
+        return f"observations are {spec.observation} but those of the store are {wanted.observation}"
+    return ""
+
+
+def verify(folder: str) -> list[str]:
+    """Looks into every file of a store and names those that are truncated, foreign or inconsistent. Deletes nothing.
+
+    Returns:
+        One line a problem, beginning with the file's name; empty if all is well.
+    """
+    problems: list[str] = []
+    taken: dict[tuple[int, int], str] = {}
+    wanted: Spec | None = None
+    for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        path = os.path.join(folder, entry)
+        name = EpisodeName.parse(entry)
+        if name is None:
+            if entry.endswith(".tmp"):
+                problems.append(f"{entry}: left by a writer that was killed: delete it, unless one is at work now")
+            elif not os.path.isdir(path):
+                problems.append(f"{entry}: is foreign to a store of episodes: move it elsewhere")
+            continue
+        try:
+            found = inspect(path, name.rows).spec
+        except DamagedEpisode as error:
+            problems.append(str(error))
+            continue
+        wanted = wanted or found
+        if difference(found, wanted):
+            problems.append(f"{entry}: {difference(found, wanted)}")
+        other = taken.setdefault((name.index, name.rank), entry)
+        if other != entry:
+            problems.append(f"{entry}: has the same index and rank as {other}: keep one of the two")
+    return problems

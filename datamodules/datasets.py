@@ -1,0 +1,132 @@
+"""From chosen windows to tensors: what one batch of a stage is made of.
+
+A dataset is injected into `EpisodeDataModule`. It holds no data and no position: it turns (store, seed, batch count)
+into a `Batch`, reading each window from its file straight into the batch's memory.
+"""
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.episode import Batch
+from datamodules.files import DamagedEpisode, EpisodeName
+from datamodules.hashing import mix
+from datamodules.rows import Rows
+from datamodules.samplers import Sampler, ShuffledFrames, Window
+from datamodules.store import EpisodeStore
+
+ATTEMPTS = 100
+"""Windows tried in place of one that cannot be read, before giving up on the store."""
+
+
+class EpisodeDataset(ABC):
+    """Makes batches of what its sampler chooses (abstract)."""
+
+    sampler: Sampler
+
+    def draw(
+        self,
+        store: EpisodeStore,
+        episodes: Sequence[EpisodeName],
+        seed: int,
+        batch: int,
+        size: int,
+        share: slice = slice(None),
+    ) -> Batch:
+        """Reads a batch, a pure function of the arguments and of what the files hold.
+
+        Args:
+            store: where the episodes are.
+            episodes: those that may be sampled, of one split.
+            seed: names the random stream.
+            batch: number of the global batch.
+            size: windows in the global batch, of all processes together.
+            share: the windows of this process.
+
+        Returns:
+            Tensors (B, T, ...) on the CPU, in the dtypes of the store; B as `share` says, T the sampler's length.
+
+        Raises:
+            ValueError: if nothing can be sampled. A damaged file is replaced by another window, with a counted warning.
+        """
+        lengths = np.array([name.rows for name in episodes], np.int64)
+        windows = self.sampler.sample(lengths, seed, batch, size)[share]
+        rows = Rows.empty(store.spec, (len(windows), self.sampler.length))
+        for place, window in enumerate(windows):
+            attempt = 0
+            # The replacement depends on which files are damaged, not on when that was noticed: it resumes exactly.
+            while not _filled(rows.part(place), window, store, episodes):
+                attempt += 1
+                if attempt > ATTEMPTS:
+                    raise ValueError(
+                        f"{ATTEMPTS} windows in a row could not be read from {store.path}: "
+                        f"`wmlightning data verify {store.path}` says why"
+                    )
+                other_seed = int(mix(seed, attempt)[0])
+                window = self.sampler.sample(lengths, other_seed, batch, size)[share][place]
+        return rows.batch()
+
+
+def _filled(rows: Rows, window: Window, store: EpisodeStore, episodes: Sequence[EpisodeName]) -> bool:
+    filled = 0
+    try:
+        for episode, start, length in window.pieces:
+            whole = length == len(rows.reward)
+            store.read_into(episodes[episode], start, rows if whole else rows.part(slice(filled, filled + length)))
+            filled += length
+    except DamagedEpisode:
+        return False
+    if window.is_start:
+        rows.is_first[0] = True
+    return True
+
+
+class WindowDataset(EpisodeDataset):
+    """Sequences of rows for whatever steps through time; reads stores of frames and stores of codes alike.
+
+    Args:
+        sampler: which windows, e.g. UniformWindows(length=50).
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+
+class FrameDataset(EpisodeDataset):
+    """Single frames in shuffled order, each once a pass, as windows of one row: (B, 1, ...)."""
+
+    def __init__(self) -> None:
+        self.sampler = ShuffledFrames()
+
+
+@dataclass
+class WholeEpisode:
+    """One episode from reset to end, for prediction.
+
+    Args:
+        batch: its rows, (1, steps + 1, ...).
+        index: its number in the store; `rank` and `birth` complete its name.
+        metadata: what was recorded with it.
+    """
+
+    batch: Batch
+    index: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+    rank: int = 0
+    birth: int = 0
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "WholeEpisode":
+        """The same episode on another device (Lightning calls this)."""
+        return WholeEpisode(self.batch.to(device, non_blocking), self.index, self.metadata, self.rank, self.birth)
+
+    @classmethod
+    def read(cls, store: EpisodeStore, name: EpisodeName) -> "WholeEpisode":
+        """Reads an episode. Raises DamagedEpisode if its file cannot be read."""
+        contents = store.contents(name)
+        rows = Rows.empty(contents.spec, (1, name.rows))
+        store.read_into(name, 0, rows.part(0))
+        return cls(rows.batch(), name.index, dict(contents.metadata), name.rank, name.birth)

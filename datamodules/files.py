@@ -1,0 +1,245 @@
+"""One episode, one file: its name, its bytes, and how they get safely to disk and quickly back.
+
+    ep-00000123-0-4500-501.h5       index 123, rank 0, born at batch 4500, 501 rows (500 steps and the reset)
+
+        observations/image   (501, 64, 64, 3) uint8          words and order of Gymnasium and Minari:
+        actions              (500, 3)         float32        one observation more than actions
+        rewards              (500,)           float32
+        terminations         (500,)           bool
+        truncations          (500,)           bool
+        root attributes      the episode's metadata
+
+A file is written once and never opened for writing again. A finished name therefore always means a finished file, and
+nothing has to be locked.
+"""
+
+import errno
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from datamodules.episode import Spec
+
+COLUMNS = {
+    "actions": (2, "float32"),
+    "rewards": (1, "float32"),
+    "terminations": (1, "bool"),
+    "truncations": (1, "bool"),
+}
+"""Axes and dtype of every dataset but the observations."""
+CHUNK = 16
+"""Frames that are compressed together: a window of 50 unpacks 14 frames too many on average."""
+
+Reader = Callable[[str, int, np.ndarray], None]
+"""`read(name, first, array)` fills `array` with rows first, first + 1, ... of one dataset of a file."""
+
+
+class DamagedEpisode(OSError):
+    """An episode file that is truncated, foreign or inconsistent; the text says which and why, in one line."""
+
+
+class EpisodeName(NamedTuple):
+    """What a file's name says; a listing is the index, so nothing needs opening to be counted.
+
+    Args:
+        index: the number of the episode, >= 0.
+        rank: the process that recorded it, >= 0.
+        birth: the batch count at which it became visible, >= 0.
+        rows: steps + 1.
+    """
+
+    index: int
+    rank: int
+    birth: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"ep-{self.index:08d}-{self.rank}-{self.birth}-{self.rows}.h5"
+
+    @classmethod
+    def parse(cls, name: str) -> "EpisodeName | None":
+        """The numbers in a file's name, or None where it is not an episode's."""
+        match = re.fullmatch(r"ep-(\d{8,})-(\d+)-(\d+)-(\d+)\.h5", name)
+        parsed = cls(*map(int, match.groups())) if match else None
+        return parsed if parsed is not None and str(parsed) == name and parsed.rows >= 2 else None
+
+
+class Contents(NamedTuple):
+    """What `inspect` found in the file at `path`: spec, where each dataset's bytes begin (None: ask HDF5), metadata."""
+
+    path: str
+    spec: Spec
+    offsets: dict[str, int] | None
+    metadata: dict[str, Any]
+
+
+def encode(arrays: dict[str, np.ndarray], metadata: dict[str, Any], compression: str | None = None) -> bytes:
+    """The bytes of an HDF5 file holding these arrays.
+
+    The file is composed in memory and written in one go: HDF5 does not recover cleanly when a disk fills under it.
+
+    Args:
+        arrays: datasets by path, e.g. `observations/image`.
+        metadata: bool, int (64 bits), float or str by name; kept as attributes of the root.
+        compression: None for contiguous raw arrays, "gzip" to pack observations in chunks of 16 frames.
+
+    Raises:
+        ValueError: for metadata that an attribute cannot hold.
+    """
+    with h5py.File("episode", "w", driver="core", backing_store=False) as file:
+        for name, array in arrays.items():
+            if compression and name.startswith("observations/"):
+                chunks = (min(CHUNK, len(array)), *array.shape[1:])
+                file.create_dataset(name, data=array, chunks=chunks, compression=compression, compression_opts=1)
+            else:
+                file.create_dataset(name, data=array)
+        for key, value in metadata.items():
+            plain = value.item() if isinstance(value, np.generic) else value
+            try:
+                if not isinstance(plain, bool | int | float | str):
+                    raise TypeError(f"it is a {type(value).__name__}")
+                file.attrs[key] = plain
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ValueError(
+                    f"metadata[{key!r}] cannot be kept ({error}): give it as a bool, a 64-bit int, a float or a str"
+                ) from error
+        file.flush()
+        return file.id.get_file_image()
+
+
+def write_atomically(folder: str, name: str, content: bytes) -> None:
+    """Writes a file so that, whenever the power goes, it is there whole or not at all.
+
+    Temporary name in the same folder, fsync, rename, fsync of the folder.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written, in one line that says what to do.
+    """
+    temporary = os.path.join(folder, f"{name}.{os.getpid()}.tmp")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, os.path.join(folder, name))
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(folder).free
+            raise OSError(
+                f"the disk under {folder} is full ({megabytes(free)} free, this episode takes "
+                f"{megabytes(len(content))}): free some space, set cap_bytes, or store with compression='gzip'; "
+                "episodes already written are whole"
+            ) from error
+        raise OSError(
+            f"cannot write episodes into {folder} ({error.strerror or error}): make it a folder you may write to, or "
+            "choose another"
+        ) from error
+
+
+def inspect(path: str, rows: int) -> Contents:
+    """Opens an episode file, checks all of it but the pixels, and closes it again.
+
+    Args:
+        path: the file.
+        rows: how many rows its name promises.
+
+    Raises:
+        DamagedEpisode: saying what is wrong with it.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return _inspect(file, path, rows)
+    except DamagedEpisode as error:
+        raise DamagedEpisode(f"{os.path.basename(path)}: {error}") from None
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise DamagedEpisode(f"{os.path.basename(path)}: cannot be read as an HDF5 file ({error})") from error
+
+
+def _inspect(file: Any, path: str, rows: int) -> Contents:
+    group = file.get("observations")
+    keys = list(group) if isinstance(group, h5py.Group) else []
+    wanted = {f"observations/{key}": (rows, None, "") for key in keys}
+    wanted |= {name: (rows - 1, axes, dtype) for name, (axes, dtype) in COLUMNS.items()}
+    size, shapes, dtypes = os.path.getsize(path), {}, {}
+    offsets: dict[str, int] | None = {}
+    for name, (length, axes, kind) in wanted.items():
+        dataset = file.get(name)
+        if not keys or not isinstance(dataset, h5py.Dataset):
+            raise DamagedEpisode(f"has no dataset {name if keys else 'observations/...'}, so it is no episode")
+        shape, dtype = shapes[name], dtypes[name] = dataset.shape, dataset.dtype
+        if not shape or shape[0] != length or axes not in (None, len(shape)):
+            raise DamagedEpisode(f"{name} has shape {shape} but the file's name promises {length} rows")
+        if dtype.kind not in "biuf" or kind not in ("", dtype.name):
+            raise DamagedEpisode(f"{name} has dtype {dtype} but {kind or 'a plain number'} is wanted")
+        # Chunked and empty data have no offset.
+        offset = dataset.id.get_offset() if dtype.isnative and hasattr(os, "preadv") else None
+        end = (offset or 0) + dtype.itemsize * math.prod(shape)
+        if offset is not None and end > size:
+            raise DamagedEpisode(f"is truncated: {name} should end at byte {end} of {size}")
+        offsets = None if offset is None or offsets is None else offsets | {name: offset}
+        if name in ("actions", "rewards") and not np.isfinite(dataset[()]).all():
+            raise DamagedEpisode(f"{name} holds a value that is not finite")
+    metadata = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
+    observation = {key: (shapes[f"observations/{key}"][1:], dtypes[f"observations/{key}"].name) for key in keys}
+    return Contents(
+        path, Spec(observation, shapes["actions"][1], bool(metadata.get("discrete", False))), offsets, metadata
+    )
+
+
+def with_file(path: str, offsets: dict[str, int] | None, use: Callable[[Reader], None]) -> None:
+    """Opens an episode file, lets `use` read from it, and closes it: nothing stays open between two windows.
+
+    With offsets, rows are read by the operating system straight into the array that is asked for; otherwise by HDF5.
+
+    Raises:
+        DamagedEpisode: if the file is gone or ends too early.
+    """
+    # A function and not a context manager: a generator would cost as much as two of the reads.
+    try:
+        if offsets is None:
+            with h5py.File(path, "r", locking=False) as file:
+                use(partial(_read_hdf5, file))
+        else:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                use(partial(_read_raw, descriptor, offsets))
+            finally:
+                os.close(descriptor)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise DamagedEpisode(f"{os.path.basename(path)}: {error}") from error
+
+
+def _read_raw(descriptor: int, offsets: dict[str, int], name: str, first: int, array: np.ndarray) -> None:
+    offset = offsets[name] + first * array.strides[0]
+    got = os.preadv(descriptor, (array.data,), offset)
+    while got < array.nbytes:  # the system reads at most 2 GB at once
+        rest = array.reshape(-1).view(np.uint8)[got:].data
+        more = os.preadv(descriptor, (rest,), offset + got)
+        if not more:
+            raise OSError(f"is truncated: {name} lacks {array.nbytes - got} bytes of rows {first} and after")
+        got += more
+
+
+def _read_hdf5(file: Any, name: str, first: int, array: np.ndarray) -> None:
+    if len(array):
+        file[name].read_direct(array, np.s_[first : first + len(array)])
+
+
+def megabytes(count: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -1,0 +1,333 @@
+"""A folder of episodes that only ever gains and loses whole files: `EpisodeStore`.
+
+Any number of processes may append (each under its own rank or its own indices) while any number read. A listing of the
+folder is the index; `refresh` takes a new one.
+"""
+
+import bisect
+import os
+import shutil
+import warnings
+from contextlib import suppress
+
+import numpy as np
+
+from datamodules.checks import check_episode, difference, verify
+from datamodules.episode import Episode, Spec
+from datamodules.files import (
+    Contents,
+    DamagedEpisode,
+    EpisodeName,
+    Reader,
+    encode,
+    inspect,
+    megabytes,
+    with_file,
+    write_atomically,
+)
+from datamodules.rows import Rows
+
+
+def to_disk(episode: Episode) -> dict[str, np.ndarray]:
+    """From the alignment of `Episode` to that of the file; with `from_disk` the only place that shifts.
+
+        index in memory      0     1     2     3
+        observations         o0    o1    o2    o3        index as in memory
+        actions              .     a0    a1    a2        index in memory - 1: the dummy row 0 is left out
+        rewards              .     r1    r2    r3
+        terminations         .     0     0     1
+        truncations          .     0     0     0         1 at the end of an episode that is cut but not terminal
+
+    Raises:
+        ValueError: if row 0 is not a plain reset, or another row claims to be one: the file could not give it back.
+    """
+    first = episode.is_first
+    if len(episode) < 2 or not first[0] or first[1:].any():
+        raise ValueError(
+            f"this is not one whole episode ({len(episode)} rows, is_first at {np.flatnonzero(first).tolist()}): "
+            "append episodes of at least one step, each begun by one reset in row 0"
+        )
+    if episode.action[0].any() or episode.reward[0] or episode.is_terminal[0]:
+        raise ValueError("row 0 has an action, a reward or an end, but nothing led to it: make its dummies zero")
+    truncations = np.zeros(episode.num_steps, np.bool_)
+    truncations[-1] = not episode.is_terminal[-1]
+    return {f"observations/{key}": value for key, value in episode.observation.items()} | {
+        "actions": episode.action[1:],
+        "rewards": episode.reward[1:],
+        "terminations": episode.is_terminal[1:],
+        "truncations": truncations,
+    }
+
+
+def from_disk(read: Reader, start: int, into: Rows) -> None:
+    """Fills `into` with rows start, start + 1, ... of a file: the way back from `to_disk`, drawn there.
+
+    Args:
+        read: fills an array from a dataset of the file, see `datamodules.files.with_file`.
+        start: first row wanted, counted as in memory.
+        into: arrays with one leading axis, contiguous.
+    """
+    for key, array in into.observation.items():
+        read(f"observations/{key}", start, array)
+    columns = [("actions", into.action), ("rewards", into.reward), ("terminations", into.is_terminal)]
+    into.is_first.fill(False)
+    if start == 0:
+        into.is_first[0] = True
+        for _, array in columns:
+            array[0] = 0
+        columns = [(name, array[1:]) for name, array in columns]
+        start = 1
+    for name, array in columns:
+        read(name, start - 1, array)
+
+
+class EpisodeStore:
+    """A folder of immutable HDF5 files, one finished episode each.
+
+    Appending is atomic and synced: a process killed at any moment leaves every finished episode whole. Reading opens a
+    file, reads a window at a known offset straight into the caller's memory and closes it again, so neither memory nor
+    descriptors grow with the store.
+
+    Args:
+        path: the folder; made by the first `append`.
+        cap_bytes: when the files take more bytes than this, the oldest episodes are deleted (never the newest).
+        cap_decisions: the same in decisions (steps).
+        compression: None for raw frames, which are fastest to read; "gzip" for archives about ten times smaller, to be
+            read with DataLoader workers.
+
+    Raises:
+        ValueError: for a cap below 1 or an unknown compression.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        cap_bytes: int | None = None,
+        cap_decisions: int | None = None,
+        compression: str | None = None,
+    ) -> None:
+        for name, cap in (("cap_bytes", cap_bytes), ("cap_decisions", cap_decisions)):
+            if cap is not None and cap < 1:
+                raise ValueError(f"{name} is {cap} but must be at least 1: leave it null to keep everything")
+        if compression not in (None, "gzip"):
+            raise ValueError(f"compression is {compression!r} but only null (raw) and 'gzip' are known")
+        self.path = os.fspath(path)
+        self.cap_bytes, self.cap_decisions, self.compression = cap_bytes, cap_decisions, compression
+        self._contents: dict[EpisodeName, Contents] = {}
+        self._bad: dict[EpisodeName, str] = {}
+        self._sizes: dict[EpisodeName, int] = {}
+        self._spec: Spec | None = None
+        self._warned_below = float("inf")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes a new listing of the folder: episodes that others have finished appear, removed ones vanish."""
+        try:
+            parsed = map(EpisodeName.parse, os.listdir(self.path))
+        except FileNotFoundError:
+            parsed = iter(())
+        except OSError as error:
+            raise OSError(f"cannot list {self.path} ({error.strerror}): give the folder that holds episodes") from error
+        self._set_listing(sorted(name for name in parsed if name is not None))
+
+    def _set_listing(self, listing: list[EpisodeName]) -> None:
+        self._listing = listing
+        self._taken = {(name.index, name.rank) for name in listing}
+        self._lengths: np.ndarray | None = None
+        present = set(listing)
+        for cache in (self._contents, self._bad, self._sizes):
+            for name in cache.keys() - present:
+                del cache[name]
+
+    def __len__(self) -> int:
+        return len(self._listing)
+
+    @property
+    def listing(self) -> list[EpisodeName]:
+        """The numbers in every file's name, ordered by index, then rank; a position in it is what `read` wants."""
+        return list(self._listing)
+
+    @property
+    def names(self) -> list[str]:
+        """File names in the order of the listing."""
+        return [str(name) for name in self._listing]
+
+    @property
+    def indices(self) -> np.ndarray:
+        """The episode index in each name."""
+        return np.array([name.index for name in self._listing], np.int64)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Rows of each episode: steps + 1."""
+        if self._lengths is None:
+            self._lengths = np.array([name.rows for name in self._listing], np.int64)
+        return self._lengths
+
+    @property
+    def num_steps(self) -> int:
+        """Decisions in the store: the sum of rows - 1."""
+        return int(self.lengths.sum()) - len(self)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the episodes take on disk."""
+        for name in self._listing:
+            if name not in self._sizes:
+                self._sizes[name] = 0
+                with suppress(FileNotFoundError):
+                    self._sizes[name] = os.path.getsize(f"{self.path}/{name}")
+        return sum(self._sizes[name] for name in self._listing)
+
+    @property
+    def damaged(self) -> int:
+        """Episodes of the listing found unreadable so far."""
+        return len(self._bad)
+
+    @property
+    def spec(self) -> Spec:
+        """What the first readable episode looks like; every other must look the same.
+
+        `discrete` is what the metadata of that episode says under this name, and False where it says nothing.
+
+        Raises:
+            ValueError: if the store holds no readable episode.
+        """
+        if self._known_spec() is None:
+            found = f"{len(self)} episodes, none of them readable" if len(self) else "no episodes"
+            raise ValueError(
+                f"{self.path} holds {found}: collect some first (wmlightning collect), or correct the path"
+            )
+        assert self._spec is not None
+        return self._spec
+
+    def _known_spec(self) -> Spec | None:
+        for name in self._listing if self._spec is None else ():
+            with suppress(DamagedEpisode):
+                self._spec = self._inspect(name).spec
+                break
+        return self._spec
+
+    def contents(self, name: EpisodeName) -> Contents:
+        """Spec, offsets and metadata of an episode; the file is looked into once only.
+
+        Raises:
+            DamagedEpisode: if it cannot be read; the first time also as a warning that counts such episodes.
+        """
+        contents = self._contents.get(name)
+        if contents is None:
+            spec = self._known_spec()
+            contents = self._inspect(name)
+            if spec is not None and difference(contents.spec, spec):
+                raise self._skip(name, f"{name}: {difference(contents.spec, spec)}")
+            self._contents[name] = contents
+        return contents
+
+    def _inspect(self, name: EpisodeName) -> Contents:
+        if name in self._bad:
+            raise DamagedEpisode(self._bad[name])
+        try:
+            return inspect(f"{self.path}/{name}", name.rows)
+        except DamagedEpisode as error:
+            raise self._skip(name, str(error)) from None
+
+    def _skip(self, name: EpisodeName, reason: str) -> DamagedEpisode:
+        if name not in self._bad:
+            self._bad[name] = reason
+            warnings.warn(
+                f"{len(self._bad)} of {len(self)} episodes in {self.path} cannot be read and are skipped; the latest "
+                f"is {reason}; `wmlightning data verify {self.path}` names them all",
+                stacklevel=4,
+            )
+        return DamagedEpisode(reason)
+
+    def read(self, index: int, start: int = 0, rows: int | None = None) -> Episode:
+        """Reads an episode, or a piece of one.
+
+        Args:
+            index: position in the listing.
+            start: first row, counted as in memory (row 0 is the reset).
+            rows: how many; None for all from `start` on.
+
+        Raises:
+            DamagedEpisode: if the file cannot be read.
+            IndexError: if the episode has no such rows.
+        """
+        name = self._listing[index]
+        rows = name.rows - start if rows is None else rows
+        if start < 0 or rows < 1 or start + rows > name.rows:
+            raise IndexError(f"rows {start} to {start + rows} of {name} are wanted but it has {name.rows}")
+        contents = self.contents(name)
+        into = Rows.empty(contents.spec, (rows,))
+        self.read_into(name, start, into)
+        return Episode(*into, metadata=dict(contents.metadata))
+
+    def read_into(self, name: EpisodeName, start: int, into: Rows) -> None:
+        """Reads as many rows as `into` has, from `start` on, into its memory. Raises DamagedEpisode as `read` does."""
+        contents = self.contents(name)
+        try:
+            with_file(contents.path, contents.offsets, lambda read: from_disk(read, start, into))
+        except DamagedEpisode as error:
+            raise self._skip(name, str(error)) from None
+
+    def append(self, episode: Episode, index: int | None = None, rank: int = 0, birth: int = 0) -> str:
+        """Writes a finished episode and returns its file's name. When it returns, the episode survives a power cut.
+
+        Args:
+            episode: one whole episode; its shapes and dtypes must be those already in the store.
+            index: its number; None takes the next free one.
+            rank: the process that recorded it.
+            birth: the batch count from which on it may be trained on.
+
+        Raises:
+            ValueError: if the episode does not fit the store, or its number is taken.
+            OSError: if the disk is full or the folder cannot be written.
+        """
+        if index is None:
+            self.refresh()
+            index = 1 + max((name.index for name in self._listing), default=-1)
+        if (index, rank) in self._taken:
+            raise ValueError(f"episode {index} of rank {rank} is in {self.path} already: files never change; renumber")
+        check_episode(episode, self._known_spec())
+        name = EpisodeName(index, rank, birth, len(episode))
+        content = encode(to_disk(episode), episode.metadata, self.compression)
+        write_atomically(self.path, str(name), content)
+        bisect.insort(self._listing, name)
+        self._taken.add((index, rank))
+        self._lengths = None
+        self._sizes[name] = len(content)
+        self._spec = self._spec or episode.spec
+        self._drop_oldest(newest=name)
+        self._warn_of_full_disk(len(content))
+        return str(name)
+
+    def verify(self) -> list[str]:
+        """Looks into every file of the folder and deletes nothing; see `datamodules.checks.verify`."""
+        return verify(self.path)
+
+    def _drop_oldest(self, newest: EpisodeName) -> None:
+        if self.cap_bytes is None and self.cap_decisions is None:
+            return
+        self.refresh()
+        for name in sorted(self._listing, key=lambda name: (name.birth, *name)):
+            enough_bytes = self.cap_bytes is None or self.num_bytes <= self.cap_bytes
+            if enough_bytes and (self.cap_decisions is None or self.num_steps <= self.cap_decisions):
+                break
+            if name != newest:
+                with suppress(FileNotFoundError):  # another rank may have been faster
+                    os.unlink(f"{self.path}/{name}")
+                self._set_listing([other for other in self._listing if other != name])
+
+    def _warn_of_full_disk(self, episode_bytes: int) -> None:
+        free = shutil.disk_usage(self.path).free
+        growth = 100 * episode_bytes
+        if self.cap_bytes is not None:
+            growth = min(growth, self.cap_bytes - self.num_bytes)
+        # Once when a hundred episodes are left, and again each time that half of the rest is gone.
+        if free < growth and free < self._warned_below / 2:
+            self._warned_below = free
+            warnings.warn(
+                f"{megabytes(free)} are free under {self.path} and an episode takes {megabytes(episode_bytes)}: about "
+                f"{free // episode_bytes} more fit; free some space, set cap_bytes, or store with compression='gzip'",
+                stacklevel=3,
+            )

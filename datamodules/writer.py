@@ -1,0 +1,108 @@
+"""Steps of parallel environments -> whole episodes -> store: `EpisodeWriter`."""
+
+from typing import Any
+
+import numpy as np
+
+from datamodules.episode import Episode
+from datamodules.store import EpisodeStore
+
+
+class EpisodeWriter:
+    """Gathers the steps of several environment rows and appends each episode to a store when it ends.
+
+    Only finished episodes reach the disk. Rows may begin and end at different times.
+
+    Args:
+        store: where finished episodes go.
+        rank: the process that records.
+        birth: the batch count from which on these episodes may be trained on.
+    """
+
+    def __init__(self, store: EpisodeStore, rank: int = 0, birth: int = 0) -> None:
+        self.store, self.rank, self.birth = store, rank, birth
+        self._open: dict[int, _Recording] = {}
+
+    def begin(
+        self, row: int, observation: dict[str, np.ndarray], index: int, metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Starts an episode with the observation of its reset.
+
+        Args:
+            row: the environment row.
+            observation: one observation, copied, e.g. `{"image": uint8 (H, W, C)}`.
+            index: the episode's number in the store.
+            metadata: plain values kept with it.
+
+        Raises:
+            ValueError: if the row's episode has not ended; call `drop` to forget it.
+        """
+        if row in self._open:
+            raise ValueError(f"row {row} begins an episode but its last one has not ended: drop it first")
+        self._open[row] = _Recording(index, metadata or {}, observation)
+
+    def step(
+        self,
+        row: int,
+        action: np.ndarray,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        observation: dict[str, np.ndarray],
+    ) -> str | None:
+        """Records one decision of a row: the action and what it led to.
+
+        Returns:
+            The name of the episode's file if this step ended it, otherwise None.
+
+        Raises:
+            ValueError: if the row has not begun, or the reward is not finite.
+        """
+        if row not in self._open:
+            raise ValueError(f"row {row} steps but has not begun an episode: call begin with the reset's observation")
+        recording = self._open[row]
+        if not np.isfinite(reward):
+            raise ValueError(
+                f"step {len(recording.rewards)} of episode {recording.index} has reward {reward}: rewards must be "
+                "finite; mend the environment"
+            )
+        recording.add(observation, action, reward, terminated)
+        if not (terminated or truncated):
+            return None
+        del self._open[row]
+        return self.store.append(recording.episode(), recording.index, self.rank, self.birth)
+
+    def drop(self, row: int) -> None:
+        """Forgets the unfinished episode of a row, if it has one (its worker was killed)."""
+        self._open.pop(row, None)
+
+
+class _Recording:
+    def __init__(self, index: int, metadata: dict[str, Any], observation: dict[str, np.ndarray]) -> None:
+        self.index, self.metadata = index, metadata
+        self.observations = [_copied(observation)]
+        self.actions: list[np.ndarray] = []
+        self.rewards, self.ends = [0.0], [False]
+
+    def add(self, observation: dict[str, np.ndarray], action: np.ndarray, reward: float, terminated: bool) -> None:
+        self.observations.append(_copied(observation))
+        self.actions.append(np.array(action, np.float32))
+        self.rewards.append(float(reward))
+        self.ends.append(bool(terminated))
+
+    def episode(self) -> Episode:
+        first = np.zeros(len(self.rewards), np.bool_)
+        first[0] = True
+        return Episode(
+            {key: np.stack([row[key] for row in self.observations]) for key in self.observations[0]},
+            np.stack([np.zeros_like(self.actions[0]), *self.actions]),
+            np.array(self.rewards, np.float32),
+            first,
+            np.array(self.ends, np.bool_),
+            self.metadata,
+        )
+
+
+def _copied(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    # Vector environments hand out the same memory at every step.
+    return {key: np.array(value) for key, value in observation.items()}

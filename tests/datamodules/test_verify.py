@@ -1,0 +1,105 @@
+import os
+import re
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from datamodules.files import DamagedEpisode
+from datamodules.store import EpisodeStore
+
+
+def rewrite(path, change):
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def replace(file, name, value):
+    del file[name]
+    file[name] = value
+
+
+DAMAGE = {
+    "truncated": (lambda path: os.truncate(path, os.path.getsize(path) - 1), "truncated file"),
+    "empty": (lambda path: os.truncate(path, 0), "cannot be read as an HDF5 file"),
+    "foreign content": (lambda path: Path(path).write_text("hello" * 1000), "cannot be read as an HDF5 file"),
+    "no observations": (lambda path: rewrite(path, lambda f: f.__delitem__("observations")), "is no episode"),
+    "no rewards": (lambda path: rewrite(path, lambda f: f.__delitem__("rewards")), "no dataset rewards"),
+    "missing rows": (
+        lambda path: rewrite(path, lambda f: replace(f, "rewards", np.zeros(7, np.float32))),
+        r"rewards has shape \(7,\) but the file's name promises 9 rows",
+    ),
+    "wrong dtype": (
+        lambda path: rewrite(path, lambda f: replace(f, "rewards", np.zeros(9))),
+        "rewards has dtype float64 but float32 is wanted",
+    ),
+    "NaN reward": (
+        lambda path: rewrite(path, lambda f: f["rewards"].__setitem__(3, np.nan)),
+        "rewards holds a value that is not finite",
+    ),
+    "another environment": (
+        lambda path: rewrite(path, lambda f: replace(f, "observations/where", np.zeros((10, 3), np.float32))),
+        "but those of the store are",
+    ),
+    "words for numbers": (
+        lambda path: rewrite(path, lambda f: replace(f, "observations/where", ["a"] * 10)),
+        "a plain number is wanted",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_verify_names_a_damaged_file_says_why_and_deletes_nothing(store_of, kind):
+    store = store_of([10, 10, 10])
+    hurt, message = DAMAGE[kind]
+    hurt(f"{store.path}/{store.names[1]}")
+    problems = EpisodeStore(store.path).verify()
+    assert len(problems) == 1
+    assert problems[0].startswith("ep-00000001-0-0-10.h5: ")
+    assert re.search(message, problems[0])
+    assert len(os.listdir(store.path)) == 3
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_cannot_be_read_and_is_counted_once(store_of, kind):
+    store = store_of([10, 10, 10])
+    DAMAGE[kind][0](f"{store.path}/{store.names[1]}")
+    store = EpisodeStore(store.path)
+    with pytest.warns(UserWarning, match="1 of 3 episodes"):
+        with pytest.raises(DamagedEpisode, match="ep-00000001"):
+            store.read(1)
+    with pytest.raises(DamagedEpisode, match="ep-00000001"):
+        store.read(1)
+    assert store.damaged == 1
+    assert len(store.read(2)) == 10
+
+
+def test_verify_names_what_does_not_belong_there(store_of):
+    store = store_of([10, 10])
+    folder = store.path
+    shutil.copy(f"{folder}/{store.names[0]}", f"{folder}/ep-00000001-0-7-10.h5")
+    shutil.copy(f"{folder}/{store.names[0]}", f"{folder}/ep-1-0-0-10.h5")
+    shutil.copy(f"{folder}/{store.names[0]}", f"{folder}/ep-00000005-0-0-10.h5.123.tmp")
+    os.mkdir(f"{folder}/superseded")
+    problems = store.verify()
+    assert len(problems) == 3
+    assert problems[0].startswith("ep-00000001-0-7-10.h5: has the same index and rank as ep-00000001-0-0-10.h5")
+    assert problems[1].startswith("ep-00000005-0-0-10.h5.123.tmp: left by a writer that was killed")
+    assert problems[2].startswith("ep-1-0-0-10.h5: is foreign")
+
+
+def test_a_healthy_store_has_no_problems(store_of):
+    assert store_of([5, 10, 15]).verify() == []
+    assert store_of([5, 10, 15], compression="gzip").verify() == []
+
+
+def test_a_damaged_first_file_does_not_decide_what_a_store_looks_like(store_of, episode):
+    store = store_of([10, 10])
+    os.truncate(f"{store.path}/{store.names[0]}", 100)
+    store = EpisodeStore(store.path)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert store.spec == episode(0, 5).spec
+    store.append(episode(2, 5))
+    assert len(store) == 3

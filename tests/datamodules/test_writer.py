@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from datamodules.store import EpisodeStore
+from datamodules.writer import EpisodeWriter
+
+
+def frame(value):
+    return {"image": np.full((2, 2, 3), value, np.uint8)}
+
+
+def test_interleaved_rows_become_whole_aligned_episodes(tmp_path):
+    store = EpisodeStore(tmp_path)
+    writer = EpisodeWriter(store, rank=2, birth=30)
+    writer.begin(0, frame(10), 4, {"seed": 9})
+    writer.begin(1, frame(20), 5)
+    assert writer.step(0, np.array([0.5]), 1.0, False, False, frame(11)) is None
+    assert writer.step(1, np.array([-0.5]), 2.0, True, False, frame(21)) == "ep-00000005-2-30-2.h5"
+    assert writer.step(0, np.array([0.25]), 3.0, False, True, frame(12)) == "ep-00000004-2-30-3.h5"
+    episode = store.read(0)
+    assert episode.observation["image"][:, 0, 0, 0].tolist() == [10, 11, 12]
+    assert episode.action.tolist() == [[0.0], [0.5], [0.25]]
+    assert episode.reward.tolist() == [0.0, 1.0, 3.0]
+    assert episode.is_first.tolist() == [True, False, False]
+    assert episode.is_terminal.tolist() == [False, False, False], "a time limit is not terminal"
+    assert episode.metadata == {"seed": 9}
+    assert store.read(1).is_terminal.tolist() == [False, True]
+
+
+def test_an_observation_is_copied_when_it_is_recorded(tmp_path):
+    store = EpisodeStore(tmp_path)
+    writer, shared = EpisodeWriter(store), frame(1)
+    writer.begin(0, shared, 0)
+    shared["image"][:] = 2
+    writer.step(0, np.zeros(1), 0.0, False, True, shared)
+    assert store.read(0).observation["image"][:, 0, 0, 0].tolist() == [1, 2]
+
+
+def test_a_dropped_row_leaves_no_episode_and_may_begin_again(tmp_path):
+    store = EpisodeStore(tmp_path)
+    writer = EpisodeWriter(store)
+    writer.begin(0, frame(1), 0)
+    writer.step(0, np.zeros(1), 1.0, False, False, frame(2))
+    writer.drop(0)
+    writer.drop(0)
+    writer.begin(0, frame(3), 0)
+    writer.step(0, np.zeros(1), 1.0, True, False, frame(4))
+    assert store.read(0).observation["image"][:, 0, 0, 0].tolist() == [3, 4]
+    assert len(store) == 1
+
+
+def test_misuse_and_nan_rewards_are_refused_in_one_line(tmp_path):
+    writer = EpisodeWriter(EpisodeStore(tmp_path))
+    with pytest.raises(ValueError, match="row 0 steps but has not begun"):
+        writer.step(0, np.zeros(1), 0.0, False, False, frame(0))
+    writer.begin(0, frame(0), 7)
+    with pytest.raises(ValueError, match="row 0 begins an episode but its last one has not ended"):
+        writer.begin(0, frame(0), 8)
+    with pytest.raises(ValueError, match="step 1 of episode 7 has reward nan"):
+        writer.step(0, np.zeros(1), float("nan"), False, False, frame(0))

@@ -1,0 +1,71 @@
+"""The LSTM: one bias, the same numbers as torch's, and forgetting that is exact."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from wmlightning.networks import LSTM
+
+
+def test_it_has_one_bias_vector_only():
+    assert sum(p.numel() for p in LSTM(35, 256).parameters()) == 4 * 256 * (35 + 256 + 1)
+
+
+def test_the_forget_gate_starts_open_and_the_other_biases_at_zero():
+    bias = LSTM(3, 4).bias
+    assert bias.tolist() == [0.0] * 4 + [1.0] * 4 + [0.0] * 8
+
+
+def test_weights_start_within_the_joint_glorot_bound():
+    cell = LSTM(20, 50)
+    bound = (6 / (70 + 200)) ** 0.5
+    for weight in (cell.input_weight, cell.hidden_weight):
+        assert 0.95 * bound < weight.abs().max() <= bound
+
+
+def run_steps(cell, inputs, hidden, cell_state, forget):
+    outputs = []
+    for t in range(inputs.shape[1]):
+        hidden, cell_state = cell.step(cell.project(inputs[:, t]), hidden, cell_state)
+        hidden, cell_state = (s.masked_fill(forget[:, t, None], 0.0) for s in (hidden, cell_state))
+        outputs.append(hidden)
+    return torch.stack(outputs, 1), hidden, cell_state
+
+
+def test_one_step_is_that_of_torchs_own_cell():
+    cell, torchs = LSTM(3, 4), torch.nn.LSTMCell(3, 4)
+    with torch.no_grad():
+        torchs.weight_ih.copy_(cell.input_weight)
+        torchs.weight_hh.copy_(cell.hidden_weight)
+        torchs.bias_ih.copy_(cell.bias)
+        torchs.bias_hh.zero_()
+    x, hidden, memory = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4)
+    assert_close(cell.step(cell.project(x), hidden, memory), torchs(x, (hidden, memory)))
+
+
+FORGETTING = {
+    "never": [[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]],
+    "at the start": [[1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]],
+    "some in the middle": [[1, 0, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]],
+    "in a row, and last": [[0, 1, 1, 0, 0, 1], [0, 1, 1, 1, 0, 0]],
+    "always": [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]],
+}
+
+
+@pytest.mark.parametrize("forget", FORGETTING.values(), ids=FORGETTING.keys())
+def test_a_fused_window_is_many_steps(forget):
+    cell, forget = LSTM(3, 4), torch.tensor(forget, dtype=torch.bool)
+    start = torch.randn(2, 6, 3), torch.randn(2, 4), torch.randn(2, 4)
+    assert_close(cell(*start, forget), run_steps(cell, *start, forget))
+
+
+@pytest.mark.parametrize("forget", FORGETTING.values(), ids=FORGETTING.keys())
+def test_a_fused_windows_gradient_is_that_of_many_steps(forget):
+    cell, forget = LSTM(3, 4), torch.tensor(forget, dtype=torch.bool)
+    start = [torch.randn(*shape, requires_grad=True) for shape in ((2, 6, 3), (2, 4), (2, 4))]
+    weight, ends = torch.randn(2, 6, 4), torch.randn(2, 2, 4)
+    grads = []
+    for outputs, hidden, memory in (cell(*start, forget), run_steps(cell, *start, forget)):
+        loss = (outputs * weight).sum() + (hidden * ends[0]).sum() + (memory * ends[1]).sum()
+        grads.append(torch.autograd.grad(loss, [*start, *cell.parameters()], allow_unused=True, materialize_grads=True))
+    assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)

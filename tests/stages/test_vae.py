@@ -1,0 +1,215 @@
+"""V: its loss, what it learns, and that runs resume and split over processes as they should."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from stage_support import Gradients, Record, trainer
+from torch.testing import assert_close
+
+from datamodules.datamodule import EpisodeDataModule
+from datamodules.datasets import FrameDataset
+from datamodules.episode import Batch
+from wmlightning.networks import normalize
+from wmlightning.stages.stage import load
+from wmlightning.stages.vae import VAE
+
+
+def tiny(seed=0, **options):
+    torch.manual_seed(seed)
+    return VAE(latent_size=4, depth=2, **options)
+
+
+def images(rows=3, time=2, seed=0):
+    shape = (rows, time, 64, 64, 3)
+    image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    zeros, flags = torch.zeros(rows, time), torch.zeros(rows, time, dtype=torch.bool)
+    return Batch({"image": image}, torch.zeros(rows, time, 2), zeros, 1 - zeros, flags, flags)
+
+
+def data(store, **options):
+    options = {"batch_size": 3, "updates_per_epoch": 4, "validation_fraction": 0.5, "validation_batches": 2} | options
+    return EpisodeDataModule(store.path, FrameDataset(), **options)
+
+
+@pytest.mark.parametrize(("latent_size", "expected"), [(32, 4_348_547), (64, 4_446_915)], ids=["CarRacing", "Doom"])
+def test_parameter_counts_are_the_papers(latent_size, expected):
+    assert sum(p.numel() for p in VAE(latent_size).parameters()) == expected
+
+
+def test_the_loss_is_summed_over_pixels_and_averaged_over_images_without_a_half():
+    vae, batch, noise = tiny(), images(), torch.randn(6, 4)
+    image = batch.observation["image"].flatten(0, 1)
+    mean, logvar = vae.encode(image).chunk(2, -1)
+    error = image / 255 - vae.decode(mean + (logvar / 2).exp() * noise)
+    assert_close(vae.learn(batch, noise)["reconstruction"], error.square().sum((1, 2, 3)).mean())
+
+
+def test_the_kl_of_each_image_is_floored_before_the_mean_over_images():
+    vae, batch = tiny(kl_tolerance=0.5), images(rows=2, time=1)
+    # One image gets a KL of 4 * 3^2 / 2 = 18 nats, the other none: (18 + 0) / 2 = 9, (18 + floor 2) / 2 = 10.
+    vae.code = Constant(torch.tensor([[3.0] * 4 + [0.0] * 4, [0.0] * 8]))
+    parts = vae.learn(batch)
+    assert_close(parts["kl_nats"], torch.tensor(9.0))
+    assert_close(parts["kl_floored"], torch.tensor(10.0))
+    assert_close(parts["loss"], parts["reconstruction"] + parts["kl_floored"])
+
+
+class Constant(torch.nn.Module):
+    """Says the same whatever it is asked."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, _):
+        return self.answer
+
+
+def test_below_its_floor_the_kl_pulls_at_nothing():
+    vae = tiny(kl_tolerance=100.0)
+    parts = vae.learn(images())
+    grads = torch.autograd.grad(parts["kl_floored"], list(vae.parameters()), materialize_grads=True, allow_unused=True)
+    assert all(grad.abs().max() == 0 for grad in grads)
+
+
+def test_the_loss_moves_every_weight():
+    vae = tiny(kl_tolerance=0.0)
+    vae.learn(images())["loss"].backward()
+    assert not [name for name, p in vae.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+
+
+def test_windows_of_any_length_are_so_many_single_images():
+    vae, batch, noise = tiny(), images(rows=3, time=2), torch.randn(6, 4)
+    flat = batch.map(lambda tensor: tensor.flatten(0, 1).unsqueeze(1))
+    assert_close(vae.learn(batch, noise), vae.learn(flat, noise))
+
+
+def test_encoding_and_decoding_keep_leading_axes():
+    vae = tiny()
+    embeds = vae.encode(images(rows=3, time=2).observation["image"])
+    assert embeds.shape == (3, 2, 8)
+    assert vae.decode(embeds[..., :4]).shape == (3, 2, 64, 64, 3)
+    assert vae.encode(torch.zeros(64, 64, 3, dtype=torch.uint8)).shape == (8,)
+    assert 0 <= vae.decode(torch.randn(4)).min() <= vae.decode(torch.randn(4)).max() <= 1
+
+
+def test_codes_are_drawn_anew_for_every_batch():
+    vae, batch = tiny(), images()
+    assert vae.learn(batch)["reconstruction"] != vae.learn(batch)["reconstruction"]
+
+
+def test_it_overfits_one_batch():
+    vae, image = tiny(learning_rate=3e-3), torch.zeros(1, 4, 64, 64, 3, dtype=torch.uint8)
+    for k in range(4):
+        image[0, k, 16 * k : 16 * k + 16] = 255
+    batch = images(rows=1, time=4)
+    batch.observation["image"] = image
+    optimizer = vae.configure_optimizers()
+    first = vae.learn(batch)["reconstruction"].item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = vae.learn(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+    assert vae.learn(batch)["reconstruction"] < 0.25 * first
+
+
+def test_a_checkpoint_rebuilds_it_alone(tmp_path, episodes):
+    vae, run = tiny(kl_tolerance=0.25), trainer(max_steps=1)
+    run.fit(vae, data(episodes))
+    run.save_checkpoint(tmp_path / "vae.ckpt")
+    again = load(tmp_path / "vae.ckpt")
+    assert isinstance(again, VAE)
+    assert again.kl_tolerance == 0.25
+    assert not again.training
+    image = images().observation["image"]
+    assert torch.equal(again.encode(image), vae.eval().encode(image))
+    assert again.fingerprint() == vae.fingerprint() != tiny(seed=1).fingerprint()
+
+
+CUTS = {
+    "in the middle of an epoch": ({"max_steps": 3}, {"every_n_train_steps": 3}),
+    "on its last batch": ({"max_steps": 4}, {"every_n_train_steps": 4}),
+    "at its end": ({"max_epochs": 1}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize(("stop", "save"), CUTS.values(), ids=CUTS.keys())
+def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, episodes, stop, save):
+    def fit(ckpt_path=None, saving=(), **limit):
+        vae, record = tiny(), Record()
+        run = trainer([record, *saving], **limit)
+        run.fit(vae, data(episodes), ckpt_path=ckpt_path, weights_only=True)
+        return vae, record.steps, run.optimizers[0].state_dict()
+
+    whole, logged, optimizer = fit(max_steps=8)
+    fit(saving=[ModelCheckpoint(tmp_path, "cut", **save)], **stop)
+    resumed, again, again_optimizer = fit(tmp_path / "cut.ckpt", max_steps=8)
+    assert_close(dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
+    assert_close(again_optimizer["state"], optimizer["state"], rtol=0, atol=0)
+    assert list(again) == list(range(9 - len(again), 9))
+    # Means over validations are part of what a run has logged; a resumed run has not seen the first one.
+    later = {k: {n: v for n, v in logged[k].items() if n in again[k]} for k in again}
+    assert again == later
+    assert "vae/loss" in again[8]
+
+
+class ModeVAE(VAE):
+    """V without noise, so that two processes see the same numbers as one."""
+
+    def learn(self, batch, noise=None):
+        return super().learn(batch, torch.zeros(batch.reward.numel(), self.latent_size))
+
+
+def test_two_processes_stay_equal_and_have_the_gradient_of_one_with_the_double_batch(tmp_path, episodes):
+    torch.manual_seed(0)
+    vae = ModeVAE(latent_size=4, depth=2, kl_tolerance=0.0)
+    start = {name: value.clone() for name, value in vae.state_dict().items()}
+    run = trainer([Gradients(tmp_path)], strategy="ddp_fork", devices=2, max_steps=3)
+    run.fit(vae, data(episodes, batch_size=2))
+    vae.load_state_dict(start)
+    trainer([Gradients(tmp_path)], max_steps=1).fit(vae, data(episodes, batch_size=4))
+
+    def read(name):
+        return torch.load(tmp_path / name)
+
+    assert_close(read("weights-0-of-2"), read("weights-1-of-2"), rtol=0, atol=0)
+    gradient = read("gradient-0-of-1")
+    scale = max(g.abs().max() for g in gradient.values())
+    assert_close(read("gradient-0-of-2"), gradient, rtol=1e-5, atol=1e-6 * float(scale))
+
+
+def test_a_test_compares_with_the_mean_image_of_the_training_data(episodes):
+    source = data(episodes, batch_size=2, updates_per_epoch=12)
+    train = [
+        episodes.read(k).observation["image"] for k, n in enumerate(episodes.listing) if n in source.episodes(False)
+    ]
+    assert sum(map(len, train)) == 24, "the loader must show each training frame once for this test to be exact"
+    got = trainer().test(tiny(), source, verbose=False)[0]
+    mean = normalize(torch.from_numpy(np.concatenate(train))).mean(0)
+    errors = []
+    for batch in source.test_dataloader():
+        frames = normalize(batch.observation["image"])
+        errors.append((frames - mean).square().mean((1, 2, 3)))
+    assert got["vae/baseline_psnr"] == pytest.approx((-10 * torch.cat(errors).log10()).mean().item(), rel=1e-4)
+    assert set(got) == {"vae/psnr", "vae/ssim", "vae/baseline_psnr", "vae/baseline_ssim"}
+
+
+def test_a_test_says_the_same_every_time(episodes):
+    vae = tiny()
+    assert trainer().test(vae, data(episodes), verbose=False) == trainer().test(vae, data(episodes), verbose=False)
+
+
+def test_a_test_without_a_datamodule_is_refused_with_the_cure(episodes):
+    with pytest.raises(ValueError, match="pass the Trainer a datamodule"):
+        trainer().test(tiny(), data(episodes).test_dataloader(), verbose=False)
+
+
+def test_a_resumed_learning_rate_that_differs_from_the_one_asked_for_is_said(tmp_path, episodes):
+    run = trainer(max_steps=1)
+    run.fit(tiny(), data(episodes))
+    run.save_checkpoint(tmp_path / "vae.ckpt")
+    with pytest.warns(UserWarning, match="goes on with 0.0001"):
+        trainer(max_steps=2).fit(tiny(learning_rate=1e-3), data(episodes), ckpt_path=tmp_path / "vae.ckpt")

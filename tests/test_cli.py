@@ -1,0 +1,273 @@
+"""The command line: what it accepts, what it refuses before anything is trained, and what it leaves behind."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import wmlightning
+from wmlightning import settings
+from wmlightning.__main__ import COMMANDS, main
+from wmlightning.checkpoints import write_atomically
+from wmlightning.settings import find_config, merge, read_pipeline
+
+ENVIRONMENT = {"class_path": "EnvFactory", "init_args": {"id": "wmlightning/DummyPixels-v0", "time_limit": 6}}
+POLICY = {"class_path": "HeldActionsPolicy", "init_args": {"action_size": 2}}
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory):
+    """Four episodes of six steps, collected by the command."""
+    path = tmp_path_factory.mktemp("collected") / "episodes"
+    words = [f"--path={path}", f"--environment={json.dumps(ENVIRONMENT)}", f"--policy={json.dumps(POLICY)}"]
+    assert main(["collect", *words, "--episodes=4", "--num_envs=2"]) == 0
+    return path
+
+
+@pytest.fixture
+def config(tmp_path, episodes):
+    """A configuration that trains a tiny V for two steps."""
+    values = {
+        "model": {"class_path": "VAE", "init_args": {"latent_size": 4, "depth": 2}},
+        "data": {
+            "class_path": "EpisodeDataModule",
+            "init_args": {
+                "path": str(episodes),
+                "dataset": {"class_path": "FrameDataset"},
+                "batch_size": 2,
+                "updates_per_epoch": 2,
+                "validation_fraction": 0.34,
+            },
+        },
+        "trainer": {
+            "default_root_dir": str(tmp_path / "run"),
+            "max_steps": 2,
+            "enable_progress_bar": False,
+            "limit_val_batches": 1,
+        },
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def checkpoint(config, tmp_path):
+    assert main(["fit", "-c", str(config)]) == 0
+    return tmp_path / "run" / "checkpoints" / "last.ckpt"
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_help_names_every_command_without_importing_torch():
+    heavy = "{'torch', 'lightning', 'numpy', 'gymnasium', 'jsonargparse'} & set(sys.modules)"
+    done = python(f"import sys; from wmlightning.__main__ import main; main(['--help']); assert not {heavy}, {heavy}")
+    assert done.returncode == 0, done.stderr
+    for command in COMMANDS:
+        assert command in done.stdout
+
+
+def test_the_package_itself_imports_nothing_heavy_but_offers_its_stages():
+    done = python("import sys, wmlightning; assert 'torch' not in sys.modules; print(wmlightning.VAE.__module__)")
+    assert done.stdout.strip() == "wmlightning.stages.vae", done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "doctor"])
+def test_every_command_explains_its_options(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "there is no command 'train'"),
+        (["fit", "-c", "nowhere.yaml"], "there is no configuration 'nowhere.yaml'"),
+        (["run", "nowhere"], "there is no configuration 'nowhere'"),
+        (["run"], "required: config"),
+        (["run", "world_models/vae"], "is not a pipeline"),
+        (["run", "world_models/quickstart", "--dry-run", "--set", "vea.x=1"], "changes nothing"),
+        (["data", "count", "x"], "invalid choice"),
+        (["fit"], "no model is named"),
+        (["fit", "--model=VAEE"], "there is no class VAEE"),
+        (["fit", "--model=VAE", "--model.latent_sise=3"], "'latent_sise' is not accepted"),
+        (["fit", "--model=VAE", "--model.latent_size=many"], "Got value: many"),
+        (["fit", "--model=VAE", "--trainer.max_stepz=3"], "trainer.max_stepz"),
+        (["fit", "--model=VAE", "--ckpt_path=nowhere.ckpt"], "there is no checkpoint at nowhere.ckpt"),
+        (["evaluate", "nowhere.ckpt"], "there is no checkpoint at nowhere.ckpt"),
+        (["collect", "--path=x"], "environment"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_fails_in_one_line_that_names_it(words, message, capsys):
+    assert main(words) in (1, 2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert message in lines[0]
+
+
+def test_debug_shows_the_traceback_too(capsys, monkeypatch):
+    monkeypatch.setenv("WMLIGHTNING_DEBUG", "")
+    assert main(["--debug", "fit", "-c", "nowhere.yaml"]) != 0
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_a_file_fails_before_training(config, tmp_path, capsys):
+    values = yaml.safe_load(config.read_text())
+    values["data"]["init_args"]["bach_size"] = 3
+    config.write_text(yaml.safe_dump(values))
+    assert main(["fit", "-c", str(config)]) == 2
+    assert "bach_size" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_leaves_checkpoint_curves_and_settings_in_its_folder(checkpoint, tmp_path):
+    assert checkpoint.exists()
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["init_args"]["latent_size"] == 4
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_checkpoint_holds_only_what_weights_only_loads(checkpoint):
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    assert type(wmlightning.load(checkpoint)).__name__ == "VAE"
+
+
+def test_the_settings_a_fit_leaves_can_be_fitted_again(checkpoint, tmp_path):
+    again = tmp_path / "again"
+    assert main(["fit", "-c", str(tmp_path / "run" / "config.yaml"), f"--trainer.default_root_dir={again}"]) == 0
+    first, second = (
+        torch.load(path, weights_only=True)["state_dict"] for path in (checkpoint, again / "checkpoints" / "last.ckpt")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_fit_does_not_write_over_another_one(checkpoint, config, capsys):
+    before = checkpoint.read_bytes()
+    assert main(["fit", "-c", str(config)]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_fit_goes_on_from_its_checkpoint(checkpoint, config):
+    assert main(["fit", "-c", str(config), "--trainer.max_steps=3", f"--ckpt_path={checkpoint}"]) == 0
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 3
+
+
+def test_going_on_with_another_learning_rate_is_warned_of(checkpoint, config):
+    words = [
+        "fit",
+        "-c",
+        str(config),
+        "--trainer.max_steps=3",
+        f"--ckpt_path={checkpoint}",
+        "--model.learning_rate=0.5",
+    ]
+    with pytest.warns(UserWarning, match="learning_rate is 0.5 but the checkpoint"):
+        assert main(words) == 0
+
+
+def test_a_finished_fit_started_again_changes_nothing(checkpoint, config):
+    before = torch.load(checkpoint, weights_only=True)
+    assert main(["fit", "-c", str(config), f"--ckpt_path={checkpoint}"]) == 0
+    after = torch.load(checkpoint, weights_only=True)
+    assert after["global_step"] == before["global_step"]
+    assert all(torch.equal(after["state_dict"][key], value) for key, value in before["state_dict"].items())
+
+
+def test_a_fit_of_no_steps_saves_the_untrained_stage(config, tmp_path):
+    assert main(["fit", "-c", str(config), "--trainer.max_steps=0"]) == 0
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 0
+
+
+def test_test_rebuilds_the_stage_from_the_checkpoint_alone(checkpoint, config, tmp_path):
+    values = yaml.safe_load(config.read_text())
+    del values["model"]
+    config.write_text(yaml.safe_dump(values))
+    assert main(["test", "-c", str(config), f"--ckpt_path={checkpoint}"]) == 0
+
+
+def test_files_compose_from_left_to_right_and_options_win(config, tmp_path):
+    (tmp_path / "over.yaml").write_text("model: {init_args: {latent_size: 6, kl_tolerance: 0.25}}\n")
+    line = wmlightning.build([config, tmp_path / "over.yaml"], **{"model.kl_tolerance": 0.125})
+    assert (line.model.latent_size, line.model.kl_tolerance) == (6, 0.125)
+
+
+def test_the_seed_of_everything_is_the_seed_of_model_and_data(config):
+    line = wmlightning.build(config, seed_everything=7)
+    assert (line.model.seed, line.datamodule.seed) == (7, 7)
+
+
+def test_build_takes_overrides_shaped_like_the_file(config):
+    line = wmlightning.build(config, model={"init_args": {"latent_size": 5}}, trainer={"max_steps": 9})
+    assert (line.model.latent_size, line.trainer.max_steps) == (5, 9)
+
+
+def test_build_refuses_nonsense_in_one_line(config):
+    with pytest.raises(ValueError, match="latent_sise") as error:
+        wmlightning.build(config, **{"model.latent_sise": 5})
+    assert "\n" not in str(error.value)
+
+
+def test_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("world_models/quickstart").is_file()
+    (tmp_path / "world_models").mkdir()
+    (tmp_path / "world_models" / "quickstart.yaml").write_text("mine: 1\n")
+    assert find_config("world_models/quickstart").read_text() == "mine: 1\n", "a path that exists comes first"
+
+
+def test_an_installed_package_finds_the_configurations_inside_it(tmp_path, monkeypatch):
+    inside, beside = tmp_path / "site" / "wmlightning" / "configs", tmp_path / "site" / "configs"
+    for folder in (inside, beside):
+        folder.mkdir(parents=True)
+        (folder / "a.yaml").write_text(f"{folder.parent.name}: 1\n")
+    monkeypatch.setattr(settings, "PACKAGE", inside.parent)
+    monkeypatch.chdir(tmp_path)
+    assert find_config("a") == inside / "a.yaml"
+    shutil.rmtree(inside)
+    assert find_config("a") == beside / "a.yaml"
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_both_packages_and_the_configurations(tmp_path):
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, root], check=True)
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", next(tmp_path.glob("*.whl")), tmp_path / "site"], check=True)
+    code = "from wmlightning.settings import find_config as f; import datamodules; print(f('world_models/quickstart'))"
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert found.stdout.strip().startswith(str(tmp_path / "site")), found.stderr
+
+
+def test_laying_one_mapping_over_another_goes_key_by_key():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+    assert merge(base, {"a": {"c": [9]}, "e": 4}) == {"a": {"b": 1, "c": [9]}, "d": 3, "e": 4}
+    assert base == {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+
+
+def test_a_change_reaches_a_stage_or_a_named_value():
+    pipeline = read_pipeline("world_models/quickstart", changes=["seed=3", "vae.trainer.max_steps=5"])
+    assert pipeline["seed"] == 3
+    assert pipeline["stages"]["vae"]["set"]["trainer.max_steps"] == 5
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a" / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fails(file):
+        file.write(b"half of the ne")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        write_atomically(path, fails)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in path.parent.iterdir()] == ["file"]

@@ -1,0 +1,130 @@
+"""Every YAML that ships builds, prints its help and takes one step; what it trains loads and acts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import wmlightning
+from wmlightning.__main__ import main
+from wmlightning.settings import read_config, read_pipeline, steps_of, table_of
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+PIPELINES = [name for name in NAMES if {"stages", "base"} & set(read_config(name)) and "debug" not in name]
+STAGES = [name for name in NAMES if "model" in read_config(name)]
+OVERLAYS = ["debug.yaml", "world_models/debug_run.yaml"]
+FUNCTIONS = {"world_models/collect.yaml": "collect", "world_models/evaluate.yaml": "evaluate"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The quickstart, every stage as small as it can be, on the real CarRacing."""
+    out = tmp_path_factory.mktemp("quickstart") / "run"
+    words = ["run", "world_models/quickstart", "--overlay", "world_models/debug_run", "--out", str(out)]
+    assert main([*words, "--set", "collect.num_workers=0", "--set", "controller.model.num_workers=0"]) == 0
+    return out
+
+
+def test_every_file_is_of_a_kind_that_is_tested_here():
+    known = [*PIPELINES, *STAGES, *OVERLAYS, *FUNCTIONS, "world_models/codes.yaml"]
+    assert sorted(known) == NAMES
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_is_commands_that_could_be_typed(name, capsys):
+    steps = steps_of(read_pipeline(name), Path("somewhere"))
+    assert [step.name for step in steps] == ["collect", "vae", "encode", "mdn_rnn", "controller", "evaluate"]
+    assert main(["run", name, "--out", "somewhere", "--dry-run"]) == 0
+    assert "{" + "run}" not in capsys.readouterr().out
+
+
+def test_a_slip_in_the_last_stage_stops_a_pipeline_before_its_first(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["run", "world_models/quickstart", "--out", str(out), "--set", "evaluate.episodez=3"]) == 2
+    assert "episodez" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_number_in_a_pipelines_table_is_reported_by_a_stage(name):
+    pipeline = read_pipeline(name)
+    reported = {place for stage in pipeline["stages"].values() for place in stage.get("report", {})}
+    for row in table_of(pipeline):
+        assert {row.value, row.baseline, row.margin or row.value} <= reported
+
+
+@pytest.mark.parametrize("name", [*STAGES, *FUNCTIONS])
+def test_a_stages_file_prints_its_help(name, capsys):
+    assert main([FUNCTIONS.get(name, "fit"), "-c", name, "--help"]) == 0
+    assert "usage" in capsys.readouterr().out
+
+
+CLASSES = {"vae": "VAE", "mdn_rnn": "MDNRNN", "controller": "CMAESController"}
+PLACES = {
+    "vae": {"data.path": "episodes", "data.batch_size": 4},
+    "mdn_rnn": {
+        "data.path": "codes",
+        "data.batch_size": 4,
+        "data.dataset.sampler.length": 25,
+        "model.vae": "vae/checkpoints/last.ckpt",
+    },
+    "controller": {
+        "model.model": "mdn_rnn/checkpoints/last.ckpt",
+        "model.population": 4,
+        "model.episodes": 1,
+        "model.evaluate_every": 0,
+        "model.num_envs": 4,
+        "model.num_workers": 0,
+        "model.environment.time_limit": 8,
+        "trainer.max_steps": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stages_file_takes_a_step_with_debug_on_top_and_its_checkpoint_loads(name, run, tmp_path):
+    stage = Path(name).stem
+    words = ["fit", "-c", name, "-c", "debug.yaml", f"--trainer.default_root_dir={tmp_path}", "--trainer.callbacks=[]"]
+    for place, value in PLACES[stage].items():
+        words.append(f"--{place}={run / value if isinstance(value, str) else value}")
+    assert main(words) == 0
+    assert type(wmlightning.load(tmp_path / "checkpoints" / "last.ckpt")).__name__ == CLASSES[stage]
+
+
+def test_codes_are_written_by_a_v_that_comes_from_its_checkpoint_alone(run, tmp_path):
+    callback = {"class_path": "CodeWriter", "init_args": {"path": str(tmp_path / "codes")}}
+    words = ["predict", "-c", "world_models/codes.yaml", f"--data.path={run}/episodes"]
+    words += [f"--trainer.callbacks=[{json.dumps(callback)}]", f"--trainer.default_root_dir={tmp_path}"]
+    assert main([*words, f"--ckpt_path={run}/vae/checkpoints/last.ckpt"]) == 0
+    assert [file.name for file in sorted((tmp_path / "codes").iterdir())] == [
+        file.name for file in sorted((run / "episodes").iterdir())
+    ]
+
+
+def test_the_controller_of_the_run_acts_and_is_evaluated_from_its_file_alone(run, tmp_path):
+    shutil.copy(run / "controller" / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
+    policy = wmlightning.load(tmp_path / "alone.ckpt").policy(explore=False)
+    image = np.zeros((2, 64, 64, 3), np.uint8)
+    action, _ = policy({"image": image}, np.ones(2, bool), policy.initial(2, [0, 1]))
+    assert action.shape == (2, 3)
+    words = [str(tmp_path / "alone.ckpt"), "--episodes", "2", "--seed", "5", "--environment.id=CarRacing-v3"]
+    assert main(["evaluate", *words, "--environment.time_limit=8", "--json", str(tmp_path / "e.json")]) == 0
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert {"returns", "mean", "std", "ci95", "episodes", "env_steps_per_second"} <= set(result)
+
+
+def test_the_run_leaves_what_the_readme_says(run):
+    assert {"config.yaml", "summary.json", "episodes", "codes"} <= {path.name for path in run.iterdir()}
+    for stage in ("vae", "mdn_rnn", "controller"):
+        assert (run / stage / "checkpoints" / "last.ckpt").exists()
+        assert (run / stage / "config.yaml").exists()
+        assert (run / stage / "result.json").exists()
+        assert list((run / stage / "tensorboard").glob("events*"))
+    assert (run / "evaluate" / "driving.gif").exists()
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 0
+    assert main(["data", "verify", str(run / "episodes")]) == 0
+    assert main(["data", "verify", str(run / "codes")]) == 0

@@ -1,0 +1,77 @@
+"""V's codes of every frame, written once, so that M never waits for a convolution."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from datamodules.datasets import WholeEpisode
+from datamodules.episode import Episode
+from datamodules.store import EpisodeStore
+from wmlightning.stages.vae import VAE
+
+
+class CodeWriter(BasePredictionWriter):
+    """Writes the mean and logvar of every episode that `trainer.predict` passes by into a store of codes.
+
+    A code episode has the number, actions, rewards and flags of the episode it was made from, observations `mean` and
+    `logvar` in float16 (steps + 1, latent_size), and in its metadata, as `vae`, the fingerprint of the V that made it.
+    Episodes whose codes exist are skipped, so an interrupted run goes on where it stopped.
+
+    Args:
+        path: folder of the codes; made if missing.
+
+    Raises:
+        ValueError: at the start, if the folder holds codes of another V, or if it is not V that predicts.
+
+    Source: Ha and Schmidhuber 2018, appendix, who store mean and logvar and draw z anew for every batch.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__("batch")
+        self.path = os.fspath(path)
+        self._fingerprint = ""
+        self._store: EpisodeStore | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks at what was written before."""
+        # Of interest to writers that number their predictions by sample; ours come with the episode's own number.
+        warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
+        if not isinstance(pl_module, VAE):
+            raise ValueError(f"CodeWriter writes what V predicts, not a {type(pl_module).__name__}: predict with a VAE")
+        self._fingerprint = pl_module.fingerprint()
+        self._store = EpisodeStore(self.path)
+        if len(self._store):
+            writer = self._store.read(0, 0, 1).metadata.get("vae")
+            if writer != self._fingerprint:
+                raise ValueError(
+                    f"{self.path} holds codes of V {writer}, but this V is {self._fingerprint}: write to another "
+                    "folder, or delete that one"
+                )
+        pl_module.encoded = {(name.index, name.rank) for name in self._store.listing}
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: WholeEpisode,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Writes one episode."""
+        if not prediction:
+            return
+        rows = batch.batch
+        episode = Episode(
+            {name: prediction[name].cpu().numpy().astype(np.float16) for name in ("mean", "logvar")},
+            *(getattr(rows, name)[0].cpu().numpy() for name in ("action", "reward", "is_first", "is_terminal")),
+            metadata=batch.metadata | {"vae": self._fingerprint},
+        )
+        assert self._store is not None
+        self._store.append(episode, batch.index, batch.rank, batch.birth)

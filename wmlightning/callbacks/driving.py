@@ -1,0 +1,118 @@
+"""How C drives: the current mean in the real environment, and its fitness over the generations."""
+
+from typing import Any
+
+import numpy as np
+from lightning import Trainer
+
+from wmlightning.callbacks.charts import line_chart
+from wmlightning.callbacks.images import Picture, captioned, evenly
+from wmlightning.callbacks.pictures import LogPictures, PictureBook
+from wmlightning.environments.factory import EnvFactory
+from wmlightning.environments.rollout import rollout
+from wmlightning.interfaces import Policy
+
+CURVES = {
+    "best": ("controller/fitness_best", "best candidate"),
+    "mean": ("controller/fitness_mean", "average candidate"),
+    "evaluated": ("controller/evaluated_return", "distribution's mean, evaluated"),
+}
+"""What the chart shows: metric of the stage, and its name in the chart."""
+
+
+class FrameRecorder:
+    """Keeps what one environment shows instead of storing it; speaks like an `EpisodeWriter`."""
+
+    def __init__(self) -> None:
+        self.images: list[np.ndarray] = []
+        self.rewards: list[float] = []
+
+    def begin(self, row: int, observation: dict[str, np.ndarray], index: int, metadata: Any = None) -> None:
+        """Starts again with the first image."""
+        self.images, self.rewards = [observation["image"].copy()], [0.0]
+
+    def step(
+        self,
+        row: int,
+        action: np.ndarray,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        observation: dict[str, np.ndarray],
+    ) -> None:
+        """Keeps an image and its reward."""
+        self.images.append(observation["image"].copy())
+        self.rewards.append(float(reward))
+
+    def drop(self, row: int) -> None:
+        """Forgets an episode that will begin anew."""
+        self.images, self.rewards = [], []
+
+
+def drive(policy: Policy, environment: EnvFactory, seed: int, frames: int = 150, note: str = "") -> list[Picture]:
+    """Plays one episode and returns its pictures, with step and return written below each.
+
+    Args:
+        policy: how to act.
+        environment: where; one episode is played in this process.
+        seed: environment seed.
+        frames: longer episodes are thinned out to this many, evenly.
+        note: put before step and return.
+    """
+    recorder = FrameRecorder()
+    with environment.vector(1) as envs:
+        rollout(envs, policy, [seed], writer=recorder)
+    returns = np.cumsum(recorder.rewards)
+    chosen = evenly(len(recorder.images), frames)
+    return [captioned(recorder.images[k], f"{note}step {k}  return {returns[k]:.1f}") for k in chosen]
+
+
+class LogDriving(LogPictures):
+    """Shows the controller at work: `controller/driving`, a GIF of the present mean, and `controller/fitness`, a chart.
+
+    The episode is always the same one, so that films can be compared. The chart's numbers are kept in the checkpoint,
+    so that a resumed run draws the whole curve.
+
+    Args:
+        every: generations between two drawings; 0 draws only when training ends.
+        seed: of the environment filmed.
+        frames: longer episodes are thinned out to this many pictures.
+        fps: pictures a second.
+    """
+
+    def __init__(self, every: int = 10, seed: int = 1_000_003, frames: int = 150, fps: float | int = 15) -> None:
+        super().__init__(every)
+        self.seed, self.frames, self.fps = seed, frames, fps
+        self.history: dict[str, list[list[float]]] = {name: [] for name in CURVES}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Notes the generation's numbers down, and draws when it is due."""
+        generation, metrics = trainer.global_step, trainer.callback_metrics
+        evaluated = pl_module.evaluate_every and generation % pl_module.evaluate_every == 0
+        for name, (metric, _) in CURVES.items():
+            # A metric that is not logged anew keeps its last value.
+            if metric in metrics and (name != "evaluated" or evaluated):
+                self.history[name].append([float(generation), float(metrics[metric])])
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curves so far."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the curves of the checkpoint."""
+        self.history = state_dict["history"]
+
+    def draw(self, trainer: Trainer, stage: Any, book: PictureBook, step: int) -> None:
+        """Draws the chart and the film."""
+        book.add("controller/fitness", self.chart(), step)
+        film = drive(stage.policy(explore=True), stage.environment, self.seed, self.frames, f"generation {step}  ")
+        book.add_gif("controller/driving", film, step, self.fps)
+
+    def chart(self) -> Picture:
+        """Fitness over the generations."""
+        curves = {
+            text: zip(*self.history[name], strict=True) for name, (_, text) in CURVES.items() if self.history[name]
+        }
+        lines = {text: (list(x), list(y)) for text, (x, y) in curves.items()}
+        return line_chart(lines, "Fitness of the population, and return of its mean", "generation", "", (760, 320))

@@ -1,0 +1,101 @@
+"""Files that are whole or absent: atomic writing, checkpoints written that way, and the last checkpoint of a run."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import lightning
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes a file that is there completely or, if the process is killed, not at all.
+
+    Args:
+        path: the file; its folder is made if need be.
+        write: called with the open binary file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, because a rename is atomic only inside one file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that a kill or a power cut leaves whole, and that load without running pickled code.
+
+    Lightning's own goes through the system's temporary folder, without a sync, and is not atomic when that folder is on
+    another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes the checkpoint; see `write_atomically`."""
+        write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads a checkpoint; `weights_only` is on unless switched off by name."""
+        return super().load_checkpoint(path, map_location, weights_only is not False)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `<default_root_dir>/checkpoints/last.ckpt` up to date, so that a kill costs less than a minute.
+
+    It saves after a batch once `seconds` have passed, when training ends, and when the process is asked to stop
+    (SIGTERM, or Ctrl-C through the command line), which Lightning does between two batches. It does not save on any
+    other exception: that one may have come in the middle of an optimizer step, and a torn state would go on wrongly.
+    Add a `ModelCheckpoint` to keep the best or every n-th as well.
+
+    Args:
+        seconds: least time between two saves; 0 saves after every batch.
+    """
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self.seconds = seconds
+        self._saved_at = 0.0
+        self._saved_step = -1
+
+    @staticmethod
+    def path(trainer: lightning.Trainer) -> Path:
+        """Where the last checkpoint of this trainer is."""
+        return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        trainer.save_checkpoint(self.path(trainer))
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Starts the clock."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Saves if it is time; rank 0's clock decides for all."""
+        due = time.monotonic() - self._saved_at >= self.seconds
+        if trainer.strategy.broadcast(due):
+            self._save(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Saves the finished state."""
+        self._save(trainer)
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Saves when asked to stop between two batches."""
+        if isinstance(exception, SIGTERMException) and trainer.training and self._saved_step != trainer.global_step:
+            self._save(trainer)

@@ -1,0 +1,198 @@
+"""The stages' command line: LightningCLI with this package's habits.
+
+Every part can be named in YAML by its class alone (`VAE`, `UniformWindows`): all modules of the rooms below are
+imported first, so a new class in a new file there is found without registering it anywhere.
+"""
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning import LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from wmlightning.checkpoints import AtomicCheckpointIO, LastCheckpoint, write_atomically
+from wmlightning.settings import find_config, options
+from wmlightning.stages.stage import Stage, load
+
+ROOMS = ("dynamics", "environments", "policies", "stages", "callbacks")
+for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
+    for _module in pkgutil.iter_modules(importlib.import_module(_room).__path__, f"{_room}."):
+        importlib.import_module(_module.name)
+
+TRAINING = ("fit", "validate", "test", "predict")
+TRAINER_DEFAULTS = {
+    "devices": 1,
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the settings of a fit to `<default_root_dir>/config.yaml`; with `-c` they can be used again."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Writes them on the first process; the checkpoint that a resumed fit came from is left out."""
+        if stage == "fit" and trainer.is_global_zero:
+            config = self.config.clone()
+            config.pop("ckpt_path", None)
+            text = self.parser.dump(config, skip_unset=False)
+            write_atomically(Path(trainer.default_root_dir) / "config.yaml", lambda file: file.write(text.encode()))
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with this package's habits.
+
+    * The model is any stage; without one, `--ckpt_path FILE` rebuilds the stage from the checkpoint alone.
+    * Data may be left out for a stage that brings its own.
+    * `seed_everything` is the seed of model and data too.
+    * What a run writes is under `trainer.default_root_dir`: checkpoints/last.ckpt, tensorboard/, config.yaml.
+    * A fit does not write over the checkpoints of another one.
+
+    Args:
+        args: the words after `wmlightning`, or after the command where `run` is false.
+        run: whether to run the command, or only to build `model`, `datamodule` and `trainer`.
+        check: only parse the words; nothing is built.
+    """
+
+    def __init__(self, args: list[str], run: bool = True, check: bool = False) -> None:
+        self.check, self.command = check, args[0] if run else None
+        quiet: dict[str, Any] = {"exit_on_error": False}
+        super().__init__(
+            Stage,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={**quiet, "prog": "wmlightning", **({args[0]: dict(quiet)} if run else {})},
+            subclass_mode_model=True,
+            args=args,
+            run=run,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the one that is asked for: the parser of each takes a tenth of a second to build."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name == self.command}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds trainer, model and data; the last two may be left out."""
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+        parser.add_lightning_class_args(Stage, "model", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            # Predictions go where a callback writes them; kept in memory they would be a whole data set.
+            parser.set_defaults({"return_predictions": False})
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses exactly the words given, after finding configuration files by name."""
+        self.config = parser.parse_args(with_found_configs(args))
+
+    def _parse_ckpt_path(self) -> None:
+        """Our checkpoints hold a recipe instead of Lightning's hyperparameters; see `instantiate_classes`."""
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer."""
+        if self.check:
+            return
+        checkpoint = self._get(self.config, "ckpt_path") if self.subcommand else None
+        if checkpoint and not Path(checkpoint).is_file():
+            raise FileNotFoundError(f"there is no checkpoint at {checkpoint}: correct --ckpt_path, or leave it out")
+        self.config_init = self.parser.instantiate(self.config)
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        if self.model is None and checkpoint:
+            self.model = load(checkpoint)
+        if self.model is None:
+            raise ValueError("no model is named: add -c world_models/vae.yaml, or --model VAE, or --ckpt_path FILE")
+        self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer, with logger and last checkpoint under `default_root_dir`, `runs/<stage>` by default."""
+        given = self._get(self.config_init, "trainer")
+        root = given.default_root_dir or f"runs/{type(self.model).__name__.lower()}"
+        callbacks = list(given.callbacks or [])
+        if given.enable_checkpointing is not False and not any(isinstance(c, LastCheckpoint) for c in callbacks):
+            callbacks.append(LastCheckpoint())
+        logger = given.logger
+        if logger in (None, True):
+            logger = False if self.subcommand == "predict" else TensorBoardLogger(root, "tensorboard", "")
+        plugins = [*(given.plugins or []), AtomicCheckpointIO()]
+        return super().instantiate_trainer(default_root_dir=root, callbacks=callbacks, logger=logger, plugins=plugins)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.check:
+            super()._run_subcommand(subcommand)
+
+    def before_fit(self) -> None:
+        """Keeps another fit's folder from being written over."""
+        last = LastCheckpoint.path(self.trainer)
+        if self._get(self.config, "ckpt_path") is None and last.exists():
+            raise ValueError(
+                f"{last} is there already: continue it with --ckpt_path={last}, or train into another "
+                "--trainer.default_root_dir"
+            )
+
+    def after_fit(self) -> None:
+        """Saves the untrained model of a fit of 0 steps, which no hook does."""
+        if self.trainer.max_steps == 0 and self.trainer.checkpoint_callbacks:
+            self.trainer.save_checkpoint(LastCheckpoint.path(self.trainer))
+
+
+def build(config: str | Path | list[str | Path], **overrides: Any) -> CommandLine:
+    """The command line without running it.
+
+    Args:
+        config: one or several configuration files, found as the command line finds them; later ones win.
+        overrides: settings that win over the files, by dotted name, `build(f, **{"data.path": "episodes"})`, or as
+            mappings shaped like the files, `build(f, model={"init_args": {"latent_size": 8}})`.
+
+    Returns:
+        An object with `model`, `datamodule` (None if the files name none) and `trainer`.
+
+    Raises:
+        ValueError: for a file or a setting that makes no sense, in one line.
+    """
+    files = config if isinstance(config, list) else [config]
+    nested = {key: value for key, value in overrides.items() if isinstance(value, dict) and "." not in key}
+    words = [word for file in files for word in ("-c", str(file))]
+    words += ["-c", json.dumps(nested)] if nested else []
+    try:
+        return CommandLine(words + options({k: v for k, v in overrides.items() if k not in nested}), run=False)
+    except ArgumentError as error:
+        raise ValueError(one_line(error)) from error
+
+
+def with_found_configs(args: list[str]) -> list[str]:
+    """Replaces the names after -c and --config by the files they stand for; inline mappings stay."""
+    found = []
+    for position, word in enumerate(args):
+        flag, sign, name = word.partition("=")
+        if flag == "--config" and sign and not name.startswith("{"):
+            word = f"--config={find_config(name)}"
+        elif position and args[position - 1] in ("-c", "--config") and not word.startswith("{"):
+            word = str(find_config(word))
+        found.append(word)
+    return found
+
+
+def one_line(error: Exception) -> str:
+    """The message without jsonargparse's trail of everything that it tried."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "Not a valid")
+    noise += ("Expected a path", "Subclass types expect", "a class path (str)", "a dict with")
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    words = " ".join(line for line in lines if line and not line.startswith(noise)) or type(error).__name__
+    return words.replace("Expected a dot import path string:", "there is no class")

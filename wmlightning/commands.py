@@ -1,0 +1,229 @@
+"""The commands behind `wmlightning COMMAND`: what is run, what stops it, and errors in one line."""
+
+import argparse
+import contextlib
+import importlib
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from wmlightning.cli import TRAINING, CommandLine, one_line, with_found_configs
+from wmlightning.settings import claim_folder, read_pipeline, steps_of, table_of
+from wmlightning.tools import data
+from wmlightning.tools.pipeline import read_result, red, run_pipeline, say
+
+LAUNCHED = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"}
+
+
+def call(command: str, args: list[str], check: bool = False) -> dict[str, Any]:
+    """Runs `collect` or `evaluate`: a function whose arguments are options, from YAML too; `check` only parses them."""
+    function = getattr(importlib.import_module(f"wmlightning.tools.{command}"), command)
+    if command == "evaluate" and args and not args[0].startswith("-"):
+        args = [f"--agent={args[0]}", *args[1:]]
+    parser = ArgumentParser(prog=f"wmlightning {command}", description=function.__doc__, exit_on_error=False)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML with these options; several compose.")
+    parser.add_function_arguments(function, fail_untyped=False)
+    parsed = parser.parse_args(with_found_configs(args))
+    settings = {} if check else dict(parser.instantiate(parsed))
+    settings.pop("config", None)
+    return settings if check else function(**settings)
+
+
+def check(words: list[str]) -> None:
+    """Refuses a command line that makes no sense, without building or running anything."""
+    if words[0] in TRAINING:
+        CommandLine(words, check=True)
+    else:
+        call(words[0], words[1:], check=True)
+
+
+def execute(words: list[str]) -> dict[str, Any]:
+    """Runs one command of a stage and returns its metrics.
+
+    Raises:
+        KeyboardInterrupt: if it was asked to stop, after it has saved what it could.
+    """
+    with interruptible():
+        if words[0] not in TRAINING:
+            return flat(call(words[0], words[1:]))
+        # Lightning starts further ranks by repeating the command line: inside a pipeline it must be the stage's own.
+        before, sys.argv = sys.argv, [sys.argv[0], *words]
+        given = {name for name in LAUNCHED if name in os.environ}
+        try:
+            line = CommandLine(words)
+        except SIGTERMException:
+            raise KeyboardInterrupt from None
+        finally:
+            sys.argv = before
+            if dist.is_available() and dist.is_initialized():
+                # Or the next stage would take this one's ranks for its own.
+                dist.destroy_process_group()
+                for name in LAUNCHED - given:
+                    os.environ.pop(name, None)
+        return {key: float(value) for key, value in line.trainer.callback_metrics.items()}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The numbers in a nested result, by dotted name."""
+    numbers: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            numbers |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float):
+            numbers[f"{prefix}{key}"] = value
+    return numbers
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Makes Ctrl-C and SIGTERM stop training between two batches, with a checkpoint; a second Ctrl-C stops at once.
+
+    Where nothing is being trained both raise KeyboardInterrupt.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def training() -> bool:
+        # The Trainer puts its own handler in front of ours while it runs.
+        return signal.getsignal(signal.SIGTERM) is not terminate
+
+    def terminate(*_: Any) -> None:
+        if not training():
+            raise KeyboardInterrupt
+
+    def interrupt(*_: Any) -> None:
+        nonlocal asked
+        if asked or not training():
+            raise KeyboardInterrupt
+        asked = True
+        say("\nstopping after this batch; Ctrl-C again to stop at once")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse whose errors are one line, like all the others."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message}: see {self.prog} --help")
+
+
+def run(args: list[str]) -> int:
+    """`wmlightning run`: a pipeline of stages, see `wmlightning.settings` for the form of its file."""
+    parser = OneLineParser("wmlightning run", description="Runs every stage of a pipeline that is not finished yet.")
+    parser.add_argument("config", help="the pipeline, such as world_models/quickstart")
+    parser.add_argument("--out", help="the run's folder; a fresh one under runs/ by default")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="seed=1, vae.trainer.max_steps=9"
+    )
+    parser.add_argument("--overlay", action="append", default=[], metavar="FILE", help="YAML laid over the pipeline")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands of the stages and do nothing")
+    given = parser.parse_args(args)
+    pipeline = read_pipeline(given.config, given.overlay, given.set)
+    out = Path(given.out or f"runs/{Path(given.config).stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    steps = steps_of(pipeline, out)
+    if given.dry_run:
+        for step in steps:
+            for words in step.commands:
+                print(f"wmlightning {shlex.join(words)}")
+        return 0
+    for step in steps:
+        for words in step.commands if read_result(out / step.name) is None else ():
+            # A slip in the last stage must not cost the hours of the first.
+            try:
+                check(words)
+            except ArgumentError as error:
+                raise ValueError(f"stage {step.name}: {one_line(error)}") from error
+    again = shlex.join(["wmlightning", "run", *args, *([] if given.out else ["--out", str(out)])])
+    with claim_folder(out, pipeline):
+        try:
+            run_pipeline(steps, out, execute, table_of(pipeline))
+        except BaseException:
+            say(f"stopped; go on with: {again}")
+            raise
+    say(f"\nThe numbers above are in {out}/summary.json.")
+    say(f"Curves and pictures:  tensorboard --logdir {out}")
+    for step in steps:
+        agents = [word.partition("=")[2] for word in step.commands[0] if word.startswith("--agent=")]
+        if step.commands[0][0] == "evaluate" and agents:
+            say(f"Evaluate again:       wmlightning evaluate {agents[0]} --episodes 100 --seed 1 --video driving.gif")
+    fits = [out / step.name for step in steps if step.commands[0][0] == "fit"]
+    if fits:
+        last = f"--ckpt_path={fits[-1]}/checkpoints/last.ckpt"
+        say(f"Train it for longer:  wmlightning fit -c {fits[-1]}/config.yaml {last} --trainer.max_steps=MORE")
+    return 0
+
+
+def look_at_data(args: list[str]) -> int:
+    """`wmlightning data info|verify PATH`."""
+    parser = OneLineParser("wmlightning data", description="What a folder of episodes holds.")
+    parser.add_argument("what", choices=("info", "verify"), help="count it, or name every damaged file")
+    parser.add_argument("path", help="the folder of HDF5 episodes")
+    given = parser.parse_args(args)
+    if given.what == "info":
+        print(json.dumps(data.info(given.path), indent=2))
+        return 0
+    problems = data.verify(given.path)
+    print("\n".join(problems) if problems else f"{given.path}: every episode is whole")
+    return 1 if problems else 0
+
+
+def main(command: str, args: list[str]) -> int:
+    """Runs one command and turns what goes wrong into one line and an exit status."""
+    # Local modules may be named in YAML too, as with `python -m`.
+    sys.path.append(os.getcwd())
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*", FutureWarning)
+    try:
+        if command in ("run", "data"):
+            return (run if command == "run" else look_at_data)(args)
+        execute([command, *args])
+        return 0
+    except KeyboardInterrupt:
+        print("wmlightning: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("WMLIGHTNING_DEBUG") or not expected(error):
+            traceback.print_exc()
+        print(red(f"wmlightning: {one_line(error)}"), file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError | ValueError) else 1
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+
+
+def expected(error: Exception) -> bool:
+    """Whether the error's line says all: it is about files or settings, or our code raised it on purpose."""
+    if isinstance(error, ArgumentError | OSError | MisconfigurationException):
+        return True
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    packages = (Path(__file__).parent, Path(importlib.import_module("datamodules").__file__ or "").parent)
+    ours = any(Path(origin).is_relative_to(package) for package in packages)
+    return ours and isinstance(error, ValueError | RuntimeError)

@@ -1,0 +1,5 @@
+"""Distributions that torch lacks."""
+
+from wmlightning.distributions.mixture import GaussianMixture
+
+__all__ = ["GaussianMixture"]

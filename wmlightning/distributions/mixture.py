@@ -1,0 +1,136 @@
+"""Mixtures of Gaussians, one for every dimension."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 512
+"""Rows worked on at a time, so that temporaries of (rows, K, D) numbers stay in the processor's cache."""
+
+
+class GaussianMixture:
+    """K Gaussians for each of D dimensions, the dimensions independent of one another.
+
+        p(x) = prod_d sum_k softmax(logits)[d, k] N(x[d]; mean[d, k], exp(log_std[d, k])^2)
+
+    Args:
+        logits: unnormalised log weights, shape (..., D, K).
+        mean: means, shape (..., D, K).
+        log_std: natural logarithms of the standard deviations, not clamped, shape (..., D, K).
+        temperature: uncertainty of `sample`, above 0: it divides the logits and multiplies the noise by its root.
+            `log_prob` and `mean` are those of the untempered mixture.
+
+    Raises:
+        ValueError: if the temperature is not above 0.
+
+    Source: Ha and Schmidhuber 2018, section 2.3; their released code (carracing/rnn/rnn.py).
+    """
+
+    def __init__(
+        self,
+        logits: Float[Tensor, "*batch dim component"],
+        mean: Float[Tensor, "*batch dim component"],
+        log_std: Float[Tensor, "*batch dim component"],
+        temperature: float = 1.0,
+    ) -> None:
+        self._keep(torch.stack([logits.mT, mean.mT, log_std.mT], -3), temperature)
+
+    @classmethod
+    def from_params(cls, params: Float[Tensor, "*batch params"], dims: int, temperature: float = 1.0) -> "GaussianMixture":
+        """Reads a network's flat output (..., 3 * K * D) as logits, means and log stds, K rows of D each, uncopied."""
+        self = cls.__new__(cls)
+        self._keep(params.unflatten(-1, (3, -1, dims)), temperature)
+        return self
+
+    def _keep(self, params: Tensor, temperature: float) -> None:
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature} but must be above 0: for a guess without noise use `mean`")
+        # float32 even under mixed precision: exp(-log_std) leaves the range of half precision.
+        self._params = params.float() if params.dtype in (torch.float16, torch.bfloat16) else params
+        self.temperature = temperature
+        self.logits, self.means, self.log_std = self._params.mT.unbind(-3)
+
+    def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Natural log density of each dimension of x, shape (..., D), in nats; temperature plays no part.
+
+        Gradients flow to the parameters and to x, once (there is no second derivative).
+        """
+        rows = self._params.reshape(-1, *self._params.shape[-3:])
+        return _LogProb.apply(rows, x.to(rows.dtype).reshape(-1, x.shape[-1])).view(x.shape)  # type: ignore[union-attr]
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch dim"]:
+        """The mean of each dimension, shape (..., D): the best single guess in squared error."""
+        return (self.logits.softmax(-1) * self.means).sum(-1)
+
+    def sample(
+        self, noise: tuple[Float[Tensor, "*batch dim"], Float[Tensor, "*batch dim"]] | None = None
+    ) -> Float[Tensor, "*batch dim"]:
+        """Draws x, shape (..., D), at the temperature.
+
+        Args:
+            noise: uniform numbers in [0, 1), which choose the components, and standard normal numbers, each (..., D);
+                None draws both from torch's generator.
+        """
+        if noise is None:
+            like = self.means[..., 0]
+            noise = torch.rand_like(like), torch.randn_like(like)
+        uniform, normal = noise
+        below = (self.logits / self.temperature).softmax(-1).cumsum(-1)[..., :-1]
+        chosen = (uniform[..., None] >= below).sum(-1, keepdim=True)
+        mean, log_std = self.means.gather(-1, chosen)[..., 0], self.log_std.gather(-1, chosen)[..., 0]
+        return mean + log_std.exp() * math.sqrt(self.temperature) * normal
+
+
+class _LogProb(torch.autograd.Function):
+    """log p and its closed-form gradient, chunk by chunk: autograd would keep ten arrays of (rows, K, D) numbers.
+
+    With e = (x - mean) / std, joint = logits - log_std - e^2 / 2 and share = softmax(joint) over K,
+
+        log p = logsumexp(joint) - logsumexp(logits) - log(2 pi) / 2
+        d/dlogits = share - softmax(logits)    d/dmean = share e / std    d/dlog_std = share (e^2 - 1)
+        d/dx = -sum over K of d/dmean
+    """
+
+    @staticmethod
+    def forward(ctx: Any, params: Tensor, x: Tensor) -> Tensor:
+        total, prior = torch.empty_like(x), torch.empty_like(x)
+        for at in _chunks(len(x)):
+            _, _, joint = _joint(params[at], x[at])
+            torch.logsumexp(joint, 1, out=total[at])
+            torch.logsumexp(params[at, 0], 1, out=prior[at])
+        ctx.save_for_backward(params, x, total, prior)
+        return total - prior - 0.5 * math.log(2 * math.pi)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        params, x, total, prior = ctx.saved_tensors
+        # Plain empty, not empty_like: params may be a view with holes or of stride 0.
+        d_params, d_x = params.new_empty(params.shape), torch.empty_like(x)
+        for at in _chunks(len(x)):
+            inverse, e, share = _joint(params[at], x[at])
+            d_logits, d_mean, d_log_std = d_params[at].unbind(1)
+            share.sub_(total[at, None]).exp_().mul_(grad[at, None])
+            torch.sub(params[at, 0], prior[at, None], out=d_logits).exp_().mul_(grad[at, None])
+            torch.sub(share, d_logits, out=d_logits)
+            torch.mul(share, e, out=d_mean)
+            torch.mul(d_mean, e, out=d_log_std).sub_(share)
+            torch.sum(d_mean.mul_(inverse), 1, out=d_x[at]).neg_()
+        return d_params, d_x
+
+
+def _joint(params: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """1 / std, (x - mean) / std, and log(weight * density) but for a constant of each dimension, (rows, K, D)."""
+    logits, mean, log_std = params.unbind(1)
+    inverse = torch.neg(log_std).exp_()
+    e = (x[:, None] - mean).mul_(inverse)
+    return inverse, e, (logits - log_std).addcmul_(e, e, value=-0.5)
+
+
+def _chunks(rows: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, rows, CHUNK)]

@@ -1,0 +1,196 @@
+"""The memory M of World Models: a recurrent network that predicts a mixture of Gaussians for the next code."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from wmlightning.distributions.mixture import GaussianMixture
+from wmlightning.dynamics.state import State, stack_states
+from wmlightning.networks.cells import LSTM
+from wmlightning.networks.conv import initialize
+from wmlightning.recipes import Recorded
+
+
+class MDNLSTM(Recorded, nn.Module):
+    """A memory that is certain and guesses the next code; the code itself comes from V, or from the guess.
+
+        dream:      (z)                           observe:   (z)     (o)
+                      \\                                        \\      |
+               a ---> [h'] ---> (z')                    a ---> [h']  (z')
+                       |                                         |
+                      [h]                                       [h]
+
+        deter[t] = [h, c][t] = LSTM([z[t-1], action[t]], deter[t-1])        exactly 0 where is_first[t]
+        stoch[t] = z[t]       observed: mean + std * noise of the embed;    dreamt: a sample of the mixture of h[t]
+
+    with action[t] the one that led to image t, as drawn in `datamodules/episode.py`. So the memory at t has seen the
+    codes up to t - 1, and a controller that acts on (z[t], h[t]) reads h before M consumes z[t] and its own action.
+    The first h and c of an episode are zero.
+
+    `State.params` of a posterior is V's [mean, logvar]; of a prior or a dreamt state what `mixture` reads.
+
+    Args:
+        latent_size: numbers in a code z.
+        action_size: numbers in an action.
+        hidden_size: width of h and of c.
+        mixtures: Gaussians for each number of z.
+        input_is_first: also tell the LSTM that the code it consumes is the first of its episode (the Doom model). A
+            memory of exact zeros says so: no other has it.
+
+    Source: Ha and Schmidhuber 2018, section 2.3; their released code (carracing/rnn/rnn.py, doomrnn/doomrnn.py).
+    Weights start as in TensorFlow: Glorot uniform, zero biases but 1 for the forget gate.
+    """
+
+    def __init__(
+        self,
+        latent_size: int = 32,
+        action_size: int = 3,
+        hidden_size: int = 256,
+        mixtures: int = 5,
+        input_is_first: bool = False,
+    ) -> None:
+        super().__init__()
+        self.latent_size, self.action_size = latent_size, action_size
+        self.hidden_size, self.mixtures, self.input_is_first = hidden_size, mixtures, input_is_first
+        self.cell = LSTM(latent_size + action_size + int(input_is_first), hidden_size)
+        self.head = nn.Linear(hidden_size, 3 * mixtures * latent_size)
+        initialize(self.head)
+
+    def initial(self, n: int) -> State:
+        """The state before anything was seen: n rows of zeros."""
+        weight = self.head.weight
+        sizes = (2 * self.hidden_size, self.latent_size, 2 * self.latent_size)
+        return State(*(weight.new_zeros(n, size) for size in sizes))
+
+    def mixture(self, params: Float[Tensor, "*batch params"], temperature: float = 1.0) -> GaussianMixture:
+        """The distribution of z that the `params` of a prior or of a dreamt state describe."""
+        return GaussianMixture.from_params(params, self.latent_size, temperature)
+
+    def code(
+        self, embed: Float[Tensor, "*batch embed"], noise: Float[Tensor, "*batch latent"] | None = None
+    ) -> Float[Tensor, "*batch latent"]:
+        """Draws z from V's Gaussian: embed = [mean, logvar], noise standard normal, or None to draw it."""
+        mean, logvar = embed.chunk(2, -1)
+        return torch.addcmul(mean, torch.exp(0.5 * logvar), torch.randn_like(mean) if noise is None else noise)
+
+    def observe_step(
+        self,
+        state: State,
+        action: Float[Tensor, "rows action"],
+        embed: Float[Tensor, "rows embed"],
+        is_first: Bool[Tensor, "rows"],
+        noise: Float[Tensor, "rows latent"] | None = None,
+    ) -> tuple[State, State]:
+        """Takes in one image.
+
+        Args:
+            state: the state at t - 1.
+            action: the action that led to the image.
+            embed: V's [mean, logvar] of the image.
+            is_first: a true row forgets everything before.
+            noise: standard normal numbers for z; None draws them from torch's generator.
+
+        Returns:
+            The posterior, whose z is drawn from V, and the prior: the mixture in its `params`, nothing drawn from it
+            (`stoch` of width 0).
+        """
+        deter = self._advance(state, action).masked_fill(is_first[:, None], 0.0)
+        return self._states(deter, self.code(embed, noise), embed)
+
+    def observe(
+        self,
+        embeds: Float[Tensor, "batch time embed"],
+        actions: Float[Tensor, "batch time action"],
+        is_first: Bool[Tensor, "batch time"],
+        state: State | None = None,
+        noise: Float[Tensor, "batch time latent"] | None = None,
+    ) -> tuple[State, State]:
+        """Takes in whole windows: `observe_step` at every t, from `state` (at t = -1) or from `initial(B)`.
+
+        Returns:
+            Posterior and prior, (B, T, .), as in `observe_step`.
+        """
+        codes = self.code(embeds, noise)
+        state = self.initial(len(codes)) if state is None else state
+        projected = self.cell.project(self._inputs(state, codes, actions, is_first))
+        hidden, cell = state.deter.chunk(2, -1)
+        deters = []
+        for t in range(codes.shape[1]):
+            hidden, cell = self.cell.step(projected[:, t], hidden, cell)
+            deters.append(torch.cat([hidden, cell], -1).masked_fill(is_first[:, t, None], 0.0))
+            hidden, cell = deters[-1].chunk(2, -1)
+        return self._states(torch.stack(deters, 1), codes, embeds)
+
+    def remember(
+        self,
+        codes: Float[Tensor, "batch time latent"],
+        actions: Float[Tensor, "batch time action"],
+        is_first: Bool[Tensor, "batch time"],
+        state: State | None = None,
+    ) -> tuple[Float[Tensor, "batch time hidden"], State]:
+        """The memory part of `observe` for training: given codes, the h of all t in a fused call, without the c.
+
+        Returns:
+            h, (B, T, hidden), in memory with time first, and the posterior at the last t, (B, .), its params zero.
+        """
+        state = self.initial(len(codes)) if state is None else state
+        inputs = self._inputs(state, codes, actions, is_first)
+        hiddens, hidden, cell = self.cell(inputs, *state.deter.chunk(2, -1), is_first)
+        return hiddens, State(torch.cat([hidden, cell], -1), codes[:, -1], torch.zeros_like(state.params))
+
+    def imagine_step(
+        self,
+        state: State,
+        action: Float[Tensor, "rows action"],
+        temperature: float = 1.0,
+        noise: tuple[Tensor, Tensor] | None = None,
+    ) -> State:
+        """Dreams one step.
+
+        Args:
+            state: where one is, (N).
+            action: what is done there, (N, A).
+            temperature: uncertainty of the dream, above 0; 1 is what M has learned.
+            noise: see `GaussianMixture.sample`; None draws it from torch's generator.
+
+        Returns:
+            The state one arrives at, (N).
+        """
+        deter = self._advance(state, action)
+        params = self.head(deter[..., : self.hidden_size])
+        return State(deter, self.mixture(params, temperature).sample(noise), params)
+
+    def imagine(self, state: State, actions: Float[Tensor, "rows horizon action"], temperature: float = 1.0) -> State:
+        """Dreams H steps: start (N) and actions (N, H, A) to states (N, H), start excluded.
+
+        `actions[:, k]` is taken at state k, and output k is the state after it (unlike a Batch's actions).
+        """
+        states = []
+        for k in range(actions.shape[1]):
+            state = self.imagine_step(state, actions[:, k], temperature)
+            states.append(state)
+        return stack_states(states, 1)
+
+    def _states(self, deter: Tensor, code: Tensor, embed: Tensor) -> tuple[State, State]:
+        prior = State(deter, code[..., :0], self.head(deter[..., : self.hidden_size]))
+        return State(deter, code, embed), prior
+
+    def _advance(self, state: State, action: Tensor) -> Tensor:
+        parts = [state.stoch, action, *self._marks(state)]
+        return torch.cat(self.cell.step(self.cell.project(torch.cat(parts, -1)), *state.deter.chunk(2, -1)), -1)
+
+    def _inputs(self, state: State, codes: Tensor, actions: Tensor, is_first: Tensor) -> Tensor:
+        """What the LSTM consumes at every t: the code before, the action, and (Doom) whether that code was a first.
+
+        t              0             1          2
+        code           state.stoch   z[0]       z[1]
+        action         a[0]          a[1]       a[2]
+        first          state         first[0]   first[1]
+        """
+        parts = [torch.cat([state.stoch[:, None], codes[:, :-1]], 1), actions.to(codes.dtype)]
+        for mark in self._marks(state):
+            parts.append(torch.cat([mark[:, None], is_first[:, :-1, None].to(mark.dtype)], 1))
+        return torch.cat(parts, -1)
+
+    def _marks(self, state: State) -> list[Tensor]:
+        return [(state.deter == 0).all(-1, keepdim=True).to(state.stoch.dtype)] if self.input_is_first else []

@@ -1,0 +1,87 @@
+"""EnvFactory: the recipe of an environment, from which one, or many side by side, are made."""
+
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+
+from datamodules.episode import Spec
+from wmlightning.environments.suites import find_spec, make_env, make_registered
+from wmlightning.environments.vector import PixelVectorEnv
+from wmlightning.recipes import Recorded
+
+
+class EnvFactory(Recorded):
+    """Makes any registered gymnasium id look alike: pixels in, [-1, 1] or one-hot actions out.
+
+    Args:
+        id: a gymnasium id, such as CarRacing-v3 or wmlightning/DummyPixels-v0; "module:id" imports module first.
+        action_repeat: environment steps a decision; their rewards are summed, and only the last one is drawn.
+        size: side of the square image in pixels.
+        time_limit: environment steps after which an episode is truncated; None keeps the id's registered limit.
+        crop: rows [first, last) of the picture to keep; "auto" is the suite's habit (CarRacing: [0, 84], which cuts
+            the indicators off; others: all), None keeps all.
+        ignore_termination: step past the end until the time limit, as the World Models collection did; rewards after
+            the end are whatever the environment gives.
+        pixels: where pictures come from: the key of an observation entry, "render" for `rgb_array` rendering, or None
+            for the native observation if it is an image at least 32 pixels a side, and rendering otherwise.
+        kwargs: further arguments of the environment itself, such as {lap_complete_percent: 1.0}.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        action_repeat: int = 1,
+        size: int = 64,
+        time_limit: int | None = None,
+        crop: list[int] | str | None = "auto",
+        ignore_termination: bool = False,
+        pixels: str | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        for name, value in (("action_repeat", action_repeat), ("size", size), ("time_limit", time_limit)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value} but must be at least 1")
+        rows = isinstance(crop, list | tuple) and len(crop) == 2 and 0 <= crop[0] < crop[1]
+        if not (rows or crop is None or crop == "auto"):
+            raise ValueError(f"crop is {crop!r} but wants auto, null, or rows [first, last) such as [0, 84]")
+        self.id, self.action_repeat, self.size = id, action_repeat, size
+        self._make_arguments = {
+            "id": id,
+            "action_repeat": action_repeat,
+            "size": size,
+            "time_limit": time_limit,
+            "crop": crop,
+            "ignore_termination": ignore_termination,
+            "pixels": pixels,
+            "kwargs": kwargs,
+        }
+        self._spec: Spec | None = None
+
+    def make(self) -> gym.Env:
+        """One environment: observation {"image": uint8 (size, size, 3)}, action Box, info["env_steps"]."""
+        return make_env(**self._make_arguments)
+
+    @property
+    def spec(self) -> Spec:
+        """What a network must know of it. The first look builds an environment for a moment."""
+        if self._spec is None:
+            env = self.make()
+            self._spec = Spec(
+                {"image": ((self.size, self.size, 3), "uint8")},
+                int(env.action_space.shape[0]),  # type: ignore[index]
+                discrete=isinstance(env.unwrapped.action_space, spaces.Discrete),
+            )
+            env.close()
+        return self._spec
+
+    def vector(self, num_envs: int, num_workers: int = 0, timeout: float = 120.0) -> PixelVectorEnv:
+        """num_envs of them side by side, in num_workers processes; 0 keeps them in this one."""
+        description = {
+            "environment": self.id,
+            "action_repeat": self.action_repeat,
+            "discrete": self.spec.discrete,
+        }
+        make = partial(make_registered, find_spec(self.id), self._make_arguments)
+        return PixelVectorEnv(make, num_envs, num_workers, timeout, description)

@@ -1,0 +1,106 @@
+"""Several environments that read their orders from, and write what happened to, one set of arrays.
+
+The arrays (`Board`) lie in ordinary memory, or in memory shared with worker processes; nothing else passes between a
+policy's process and an environment's. This file and what it imports stay free of torch, so workers start quickly.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+
+IDLE, STEP, RESET = 0, 1, 2
+
+
+@dataclass
+class Board:
+    """One row an environment.
+
+    Args:
+        order: uint8 (n,), what each row shall do next: IDLE, STEP or RESET.
+        seed: int64 (n,), read at a RESET; negative for none.
+        action: float32 (n, A), read at a STEP.
+        image: uint8 (n, size, size, 3), what was seen last.
+        reward: float64 (n,), of the last STEP.
+        terminated: bool (n,), whether the last STEP ended the world.
+        truncated: bool (n,), whether it was cut.
+        env_steps: int64 (n,), raw steps made by the last STEP.
+    """
+
+    order: np.ndarray
+    seed: np.ndarray
+    action: np.ndarray
+    image: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    env_steps: np.ndarray
+
+
+def board_over(buffer: memoryview | None, num_rows: int, action_size: int, size: int) -> tuple[Board, int]:
+    """Lays a board over a buffer; without one, over fresh memory. Returns it and the bytes it needs."""
+    layout = {
+        "order": ((num_rows,), np.uint8),
+        "seed": ((num_rows,), np.int64),
+        "action": ((num_rows, action_size), np.float32),
+        "image": ((num_rows, size, size, 3), np.uint8),
+        "reward": ((num_rows,), np.float64),
+        "terminated": ((num_rows,), np.bool_),
+        "truncated": ((num_rows,), np.bool_),
+        "env_steps": ((num_rows,), np.int64),
+    }
+    sizes = {name: int(np.prod(shape)) * np.dtype(kind).itemsize for name, (shape, kind) in layout.items()}
+    # Every array starts on a cache line of its own.
+    starts = dict(zip(sizes, np.cumsum([0, *(-(-used // 64) * 64 for used in sizes.values())]).tolist(), strict=False))
+    total = starts["env_steps"] + sizes["env_steps"]
+    memory = memoryview(bytearray(total)) if buffer is None else buffer
+    arrays = {
+        name: np.ndarray(shape, kind, memory, offset=starts[name])  # type: ignore[call-overload]
+        for name, (shape, kind) in layout.items()
+    }
+    return Board(**arrays), total
+
+
+class Rows:
+    """The environments of some rows of a board, in the process that runs them.
+
+    Args:
+        make: builds one environment (see `suites.make_env`).
+        board: where orders are read and results written.
+        rows: the rows of the board that live here.
+    """
+
+    def __init__(self, make: Callable[[], gym.Env], board: Board, rows: Sequence[int]) -> None:
+        self.board, self.envs = board, {row: make() for row in rows}
+
+    def tick(self) -> None:
+        """Carries out every row's order.
+
+        Raises:
+            RuntimeError: naming the row, if an environment raises.
+        """
+        board = self.board
+        for row, env in self.envs.items():
+            order = board.order[row]
+            if order == IDLE:
+                continue
+            try:
+                if order == RESET:
+                    seed = int(board.seed[row])
+                    observation, _ = env.reset(seed=seed if seed >= 0 else None)
+                else:
+                    observation, reward, terminated, truncated, info = env.step(board.action[row].copy())
+                    board.reward[row], board.env_steps[row] = reward, info["env_steps"]
+                    board.terminated[row], board.truncated[row] = terminated, truncated
+            except Exception as error:
+                raise RuntimeError(
+                    f"environment {row} of {len(board.order)}, begun with seed {int(board.seed[row])}, failed in "
+                    f"{'reset' if order == RESET else 'step'} with {type(error).__name__}: {error}"
+                ) from error
+            board.image[row] = observation["image"]
+
+    def close(self) -> None:
+        """Closes every environment."""
+        for env in self.envs.values():
+            env.close()

@@ -1,0 +1,145 @@
+"""Many environments side by side, in this process or in worker processes, behind gymnasium's `VectorEnv`.
+
+Nothing resets by itself (`AutoresetMode.DISABLED`): a row that ended rests until it is told to reset, so no fake
+transition ever exists.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from wmlightning.environments.rows import IDLE, RESET, STEP, Rows, board_over
+from wmlightning.environments.workers import Workers
+
+
+class PixelVectorEnv(VectorEnv):
+    """n environments that step together; each row is on its own.
+
+    `tick` is the one motion: in it every row either rests, steps or resets. gymnasium's `step` and `reset` are made of
+    it. Rows that have ended, or were never reset, rest during a `step`: reward 0, no flag, no env steps.
+
+    Args:
+        make: builds one environment; picklable if there are workers.
+        num_envs: rows.
+        num_workers: processes among which the rows are shared out; 0 runs all of them here.
+        timeout: seconds after which a worker that does not answer is taken for hung, killed and restarted.
+        description: plain values that recorded episodes carry with them (environment id, action repeat).
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 (gymnasium's own convention)
+
+    def __init__(
+        self,
+        make: Callable[[], gym.Env],
+        num_envs: int,
+        num_workers: int = 0,
+        timeout: float = 120.0,
+        description: dict[str, Any] | None = None,
+    ) -> None:
+        if num_envs < 1 or num_workers < 0:
+            raise ValueError(f"num_envs is {num_envs} and num_workers {num_workers}: ask for at least 1 and 0")
+        example = make()
+        observation, action = example.observation_space, example.action_space
+        example.close()
+        assert isinstance(observation, spaces.Dict)
+        assert isinstance(action, spaces.Box)
+        self.single_observation_space, self.single_action_space = observation, action
+        self.observation_space = batch_space(observation, num_envs)
+        self.action_space = batch_space(action, num_envs)
+        self.num_envs, self.description = num_envs, description or {}
+        self.running = np.zeros(num_envs, bool)
+        sizes = num_envs, int(np.prod(action.shape)), observation["image"].shape[0]  # type: ignore[index]
+        if num_workers:
+            self.workers: Workers | None = Workers(make, sizes, min(num_workers, num_envs), timeout)
+            self.board, self.local = self.workers.board, None
+        else:
+            self.workers = None
+            self.board, _ = board_over(None, *sizes)
+            self.local = Rows(make, self.board, range(num_envs))
+
+    def tick(self, order: np.ndarray, actions: np.ndarray | None = None, seeds: np.ndarray | None = None) -> np.ndarray:
+        """Lets every row rest, step or reset, all at once; what happened stands in `self.board`.
+
+        Args:
+            order: uint8 (n,) of `rows.IDLE`, `rows.STEP`, `rows.RESET`.
+            actions: float32 (n, A), read for rows that step.
+            seeds: int64 (n,), read for rows that reset; negative for none.
+
+        Returns:
+            bool (n,), rows whose worker died: they must be reset, and what they did since their last reset is lost.
+
+        Raises:
+            RuntimeError: if an environment raises, naming it.
+        """
+        board = self.board
+        lost = np.zeros(self.num_envs, bool) if self.workers is None else self.workers.settle()
+        board.order[:] = np.where(lost & (order == STEP), IDLE, order)
+        if actions is not None:
+            board.action[:] = actions
+        if seeds is not None:
+            board.seed[:] = seeds
+        board.reward[:], board.env_steps[:] = 0.0, 0
+        board.terminated[:], board.truncated[:] = False, False
+        crashed = lost & (order == STEP)
+        if self.local is not None:
+            self.local.tick()
+        if self.workers is not None:
+            crashed |= self.workers.tick()
+        self.running = (self.running & ~lost) | (order == RESET)
+        self.running &= ~(board.terminated | board.truncated | crashed)
+        return crashed
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Resets all rows, or those of `options={"reset_mask": bool (n,)}`.
+
+        Args:
+            seed: one per row, or one number s for s, s + 1, ...
+            options: "reset_mask" and nothing else.
+        """
+        mask = np.ones(self.num_envs, bool) if not options else np.asarray(options["reset_mask"], bool)
+        if seed is None:
+            seeds = np.full(self.num_envs, -1)
+        elif isinstance(seed, int):
+            seeds = seed + np.arange(self.num_envs)
+        else:
+            seeds = np.array([-1 if value is None else value for value in seed])
+        crashed = self.tick(np.where(mask, RESET, IDLE), seeds=seeds)
+        return self.look(), {"crashed": crashed}
+
+    def step(  # type: ignore[override]
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Steps every running row. infos: `env_steps` (n,), and `crashed` (n,), rows that lost their worker."""
+        crashed = self.tick(np.where(self.running, STEP, IDLE), np.asarray(actions, np.float32))
+        board = self.board
+        infos = {"env_steps": board.env_steps.copy(), "crashed": crashed}
+        return self.look(), board.reward.copy(), board.terminated.copy(), board.truncated.copy(), infos
+
+    def look(self) -> dict[str, np.ndarray]:
+        """A copy of what every row saw last, {"image": uint8 (n, size, size, 3)}."""
+        return {"image": self.board.image.copy()}
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Closes the environments and ends the workers."""
+        if self.local is not None:
+            self.local.close()
+        if self.workers is not None:
+            self.workers.close()
+
+    def __enter__(self) -> "PixelVectorEnv":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Only what __init__ got as far as making.
+        if "workers" in self.__dict__:
+            self.close()

@@ -1,0 +1,143 @@
+"""The layers between a raw environment and a policy, from the inside out.
+
+    raw environment
+    SymmetricActions | OneHotActions     what a policy sends -> what the environment takes
+    Decisions                            action repeat, time limit, rewards summed, env steps counted
+    Pixels                               one picture a decision: looked at, cropped, resized
+
+Pictures are taken outside the repeat, so frames that nobody sees need not be drawn.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class SymmetricActions(gym.ActionWrapper):
+    """Continuous actions in [-1, 1], flat, stretched to the environment's own bounds.
+
+    Raises:
+        ValueError: if a bound is infinite; wrap the environment in one that has bounds.
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        space = env.action_space
+        assert isinstance(space, spaces.Box)
+        if not space.is_bounded():
+            raise ValueError(f"{env} has actions without bounds, {space}: give its action space finite low and high")
+        self.shape, self.low, self.high = space.shape, space.low, space.high
+        self.action_space = spaces.Box(-1, 1, (int(np.prod(space.shape)),), np.float32)
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        """-1 is the environment's low, +1 its high; what lies outside is clipped."""
+        share = (np.clip(action, -1, 1).astype(np.float64).reshape(self.shape) + 1) / 2
+        return (self.low + share * (self.high.astype(np.float64) - self.low)).astype(self.low.dtype)
+
+
+class OneHotActions(gym.ActionWrapper):
+    """Discrete actions as one-hot float32 vectors; the largest entry is taken."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        space = env.action_space
+        assert isinstance(space, spaces.Discrete)
+        self.start = int(space.start)
+        self.action_space = spaces.Box(0, 1, (int(space.n),), np.float32)
+
+    def action(self, action: np.ndarray) -> int:
+        """The position of the largest entry."""
+        return self.start + int(np.argmax(action))
+
+
+class Decisions(gym.Wrapper):
+    """One step of this wrapper is one decision: the action repeated, rewards summed, raw steps counted.
+
+    The repeat stops where the episode ends, so the last one may be short; `info["env_steps"]` says how many raw steps
+    were really made. A time limit truncates and never terminates.
+
+    Args:
+        env: an environment without a time limit of its own wrapper.
+        action_repeat: raw steps a decision, at least 1.
+        time_limit: raw steps after which the episode is truncated; None for no limit.
+        ignore_termination: step on past `terminated` until the limit, as the original collection did
+            (`full_episode`). Rewards after the end are whatever the environment gives: CarRacing goes on paying -100 a
+            step outside the field, and -0.1 after a finished lap.
+    """
+
+    def __init__(
+        self, env: gym.Env, action_repeat: int = 1, time_limit: int | None = None, ignore_termination: bool = False
+    ) -> None:
+        super().__init__(env)
+        self.action_repeat, self.time_limit, self.ignore_termination = action_repeat, time_limit, ignore_termination
+        self.env_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Begins an episode; no raw step is counted."""
+        self.env_steps = 0
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, info | {"env_steps": 0}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        """One decision."""
+        total, made = 0.0, 0
+        while True:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total, made = total + float(reward), made + 1
+            self.env_steps += 1
+            terminated = bool(terminated) and not self.ignore_termination
+            truncated = bool(truncated) or (self.time_limit is not None and self.env_steps >= self.time_limit)
+            if terminated or truncated or made == self.action_repeat:
+                return observation, total, terminated, truncated, info | {"env_steps": made}
+
+
+class Pixels(gym.Wrapper):
+    """Observations become {"image": uint8 (size, size, 3)}: looked at once a decision, cropped, resized.
+
+    Args:
+        env: the environment to look at.
+        look: gives the picture, uint8 (H, W, 3), (H, W, 1) or (H, W), from the raw observation.
+        size: side of the result in pixels.
+        crop: rows [first, last) to keep before resizing; None keeps all.
+    """
+
+    def __init__(
+        self, env: gym.Env, look: Callable[[Any], np.ndarray], size: int = 64, crop: list[int] | None = None
+    ) -> None:
+        super().__init__(env)
+        self.look, self.size, self.rows = look, size, slice(*crop) if crop else slice(None)
+        self.picture: np.ndarray | None = None
+        self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (size, size, 3), np.uint8)})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        """Begins an episode and looks."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self.observe(observation), info
+
+    def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
+        """Decides once and looks once."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self.observe(observation), float(reward), terminated, truncated, info
+
+    def observe(self, observation: Any) -> dict[str, np.ndarray]:
+        """The policy's view of a raw observation."""
+        self.picture = image = np.asarray(self.look(observation))
+        if image.ndim == 2 or image.shape[2] == 1:
+            image = np.repeat(image.reshape(*image.shape[:2], 1), 3, 2)
+        if self.rows.stop is not None and self.rows.stop > len(image):
+            raise ValueError(f"crop ends at row {self.rows.stop} but the picture has {len(image)} rows: crop less")
+        image = image[self.rows]
+        if image.shape[:2] != (self.size, self.size):
+            # cv2 wants contiguous rows; area averaging is its only filter that does not alias when shrinking.
+            image = cv2.resize(np.ascontiguousarray(image), (self.size, self.size), interpolation=cv2.INTER_AREA)
+            return {"image": image}
+        # A copy: the environment may draw into the same array again.
+        return {"image": np.array(image)}
+
+    def render(self) -> Any:
+        """A picture for people: the environment's own `rgb_array` where it has one, else the one last looked at."""
+        return self.env.render() if self.env.render_mode == "rgb_array" else self.picture

@@ -1,0 +1,93 @@
+"""Recurrent cells: one step, or a whole window in one fused call."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LSTM(nn.Module):
+    """A long short-term memory with one bias vector, as TensorFlow counts it (PyTorch's has two that only add up).
+
+        i, f, g, o = split(W_x x + W_h h + b)      c' = sigmoid(f) c + sigmoid(i) tanh(g)      h' = sigmoid(o) tanh(c')
+
+    The forget gate's bias starts at 1, the others at 0; the weights are Glorot uniform over the joint matrix
+    (input + hidden, 4 * hidden), as in TensorFlow's cell.
+
+    Args:
+        input_size: width of x.
+        hidden_size: width of h and of c.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        bound = math.sqrt(6 / (input_size + hidden_size + 4 * hidden_size))
+        self.input_weight = nn.Parameter(torch.empty(4 * hidden_size, input_size).uniform_(-bound, bound))
+        self.hidden_weight = nn.Parameter(torch.empty(4 * hidden_size, hidden_size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(4 * hidden_size))
+        with torch.no_grad():
+            self.bias[hidden_size : 2 * hidden_size] = 1.0
+        # The fused kernel wants two biases; this one is no parameter and always zero.
+        self.register_buffer("_no_bias", torch.zeros(4 * hidden_size), persistent=False)
+
+    def step(
+        self,
+        projected: Float[Tensor, "rows gates"],
+        hidden: Float[Tensor, "rows hidden"],
+        cell: Float[Tensor, "rows hidden"],
+    ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]]:
+        """One step of time: `project(x)` (N, 4 * hidden), h and c (N, hidden) to the next h and c."""
+        gates = projected + functional.linear(hidden, self.hidden_weight)
+        enter, keep, new, leave = gates.chunk(4, -1)
+        cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
+        return leave.sigmoid() * cell.tanh(), cell
+
+    def project(self, inputs: Float[Tensor, "*batch input"]) -> Float[Tensor, "*batch gates"]:
+        """The part of the gates that does not depend on the memory: (..., input) to (..., 4 * hidden)."""
+        return functional.linear(inputs, self.input_weight, self.bias)
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "batch time input"],
+        hidden: Float[Tensor, "batch hidden"],
+        cell: Float[Tensor, "batch hidden"],
+        forget: Bool[Tensor, "batch time"],
+    ) -> tuple[Float[Tensor, "batch time hidden"], Float[Tensor, "batch hidden"], Float[Tensor, "batch hidden"]]:
+        """A whole window, as `step` at every t with h and c set to exactly zero after it where `forget` is true.
+
+        The fused kernel knows no forgetting, so the window is cut after every t at which some row forgets.
+
+        Args:
+            inputs: x, shape (B, T, input).
+            hidden: h before the window, shape (B, hidden).
+            cell: c before the window, shape (B, hidden).
+            forget: where to forget, shape (B, T).
+
+        Returns:
+            h at every t, (B, T, hidden), and the last h and c. (The fused kernel does not give c at every t.)
+        """
+        some, every = forget.any(0).tolist(), forget.all(0).tolist()
+        rows, start, outputs = inputs.transpose(0, 1), 0, []  # time first is the kernel's own order
+        for end in [t + 1 for t in range(len(rows)) if some[t] or t == len(rows) - 1]:
+            if every[end - 1] and end - 1 == start:
+                piece = hidden[None]  # everyone forgets this one row, so it need not be computed
+            else:
+                piece, hidden, cell = self._fused(rows[start:end], hidden, cell)
+            if some[end - 1]:
+                gone = forget[:, end - 1, None]
+                hidden, cell = hidden.masked_fill(gone, 0.0), cell.masked_fill(gone, 0.0)
+                outputs += [piece[:-1], hidden[None]]
+            else:
+                outputs.append(piece)
+            start = end
+        return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]).transpose(0, 1), hidden, cell
+
+    def _fused(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights = [self.input_weight, self.hidden_weight, self.bias, self._no_bias]
+        states = (hidden[None].contiguous(), cell[None].contiguous())
+        # bias, layers, dropout, training, bidirectional, batch first
+        outputs, hidden, cell = torch.lstm(inputs, states, weights, True, 1, 0.0, self.training, False, False)
+        return outputs, hidden[0], cell[0]

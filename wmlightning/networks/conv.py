@@ -1,0 +1,106 @@
+"""The convolutions that World Models, PlaNet and Dreamer share: 64x64 images to 1,024 numbers and back."""
+
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wmlightning.recipes import Recorded
+
+
+def initialize(module: nn.Module) -> None:
+    """Draws weights as TensorFlow does, Glorot uniform with zero biases, which the papers' code relies on.
+
+    PyTorch's own default, Kaiming uniform with random biases, starts training elsewhere.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class ConvEncoder(Recorded, nn.Module):
+    """Four convolutions with ReLU, kernel 4 and stride 2 without padding: 64 -> 31 -> 14 -> 6 -> 2 pixels a side.
+
+    Args:
+        channels: channels of the image.
+        depth: channels after the first layer; they double at every further one (32: 32, 64, 128, 256).
+
+    Source: Ha and Schmidhuber 2018, appendix; the same layers serve PlaNet and Dreamer.
+    """
+
+    def __init__(self, channels: int = 3, depth: int = 32) -> None:
+        super().__init__()
+        widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
+        self.layers = nn.ModuleList(nn.Conv2d(before, after, 4, stride=2) for before, after in pairwise(widths))
+        self.size = 4 * widths[-1]
+        initialize(self)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, image: Float[Tensor, "rows channels height width"]) -> Float[Tensor, "rows size"]:
+        """Pixels (N, C, 64, 64) to numbers (N, 32 * depth), flattened in the order row, column, channel.
+
+        Raises:
+            ValueError: for images that are not 64x64 or have another number of channels.
+        """
+        wanted = (self.layers[0].in_channels, 64, 64)
+        if image.shape[1:] != wanted:
+            raise ValueError(
+                f"images are (channels, height, width) = {tuple(image.shape[1:])} but the encoder reads {wanted}: "
+                "let the environment resize to 64 pixels, or set `channels`"
+            )
+        hidden = image
+        for layer in self.layers:
+            hidden = functional.relu(layer(hidden))
+        return hidden.permute(0, 2, 3, 1).flatten(1)
+
+
+class ConvDecoder(Recorded, nn.Module):
+    """A dense layer and four transposed convolutions, stride 2: 1 -> 5 -> 13 -> 30 -> 64 pixels a side.
+
+    ReLU between the convolutions, nothing after the dense layer and nothing after the last. Two layers are computed in
+    another way than they are stored, with the same weights and, but for rounding, the same numbers: the first sees a
+    map of one pixel and is a matrix product, the last has few output channels and runs as one convolution for each of
+    the four positions of a pixel under its stride.
+
+    Args:
+        input_size: width of the features.
+        channels: channels of the image.
+        depth: channels before the last layer (32: 1024, 128, 64, 32, then `channels`).
+
+    Source: Ha and Schmidhuber 2018, appendix; the same layers serve PlaNet and Dreamer.
+    """
+
+    def __init__(self, input_size: int, channels: int = 3, depth: int = 32) -> None:
+        super().__init__()
+        self.dense = nn.Linear(input_size, 32 * depth)
+        self.first = nn.ConvTranspose2d(32 * depth, 4 * depth, 5, stride=2)
+        self.second = nn.ConvTranspose2d(4 * depth, 2 * depth, 5, stride=2)
+        self.third = nn.ConvTranspose2d(2 * depth, depth, 6, stride=2)
+        self.last = nn.ConvTranspose2d(depth, channels, 6, stride=2)
+        initialize(self)
+
+    def forward(self, features: Float[Tensor, "rows size"]) -> Float[Tensor, "rows channels 64 64"]:
+        """Features (N, F) to pixels before any squashing, (N, C, 64, 64) in channels-last memory."""
+        hidden = self.dense(features) @ self.first.weight.flatten(1)
+        hidden = hidden.unflatten(1, self.first.weight.shape[1:]) + self.first.bias[:, None, None]  # type: ignore[index]
+        hidden = self.second(functional.relu(hidden))
+        hidden = functional.relu(self.third(functional.relu(hidden)))
+        return _by_subpixels(self.last, hidden.contiguous(memory_format=torch.channels_last))
+
+
+def _by_subpixels(layer: nn.ConvTranspose2d, hidden: Tensor) -> Tensor:
+    """A transposed convolution of stride 2 and even kernel as one ordinary convolution and a pixel shuffle.
+
+    output row       2i     2i+1   2i+2   2i+3
+    kernel rows      0 2 4  1 3 5  0 2 4  1 3 5       of inputs i, i-1, i-2: a kernel of 3, flipped
+    """
+    half = layer.kernel_size[0] // 2
+    weight = layer.weight.unflatten(3, (half, 2)).unflatten(2, (half, 2))  # in, out, half, 2, half, 2
+    weight = weight.flip(2, 4).permute(1, 3, 5, 0, 2, 4).flatten(0, 2)  # (out, 2, 2), in, half, half
+    bias = None if layer.bias is None else layer.bias.repeat_interleave(4)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return functional.pixel_shuffle(functional.conv2d(hidden, weight, bias, padding=half - 1), 2)

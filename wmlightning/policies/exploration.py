@@ -1,0 +1,267 @@
+"""Policies that look at nothing, or at next to nothing: how the first episodes are collected.
+
+White noise does not move a car: gas and steering average out within a second. So all of these hold on to what they do.
+The noise of a row is a function of its seed and its own step, by a counter-based generator: the same actions come out
+whatever the number of environments, and nothing has to be saved.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from wmlightning.interfaces import Carry
+from wmlightning.recipes import Recorded
+
+
+def row_generator(seed: int, step: int) -> np.random.Generator:
+    """The random numbers of one row at one step."""
+    return np.random.Generator(np.random.Philox(key=[seed, step]))
+
+
+class ExplorationPolicy(Recorded):
+    """What the policies here share: a carry with each row's seed and step (abstract).
+
+    Args:
+        action_size: length of the action vector; must be the environment's.
+        discrete: give one-hot vectors instead of numbers in [-1, 1].
+    """
+
+    def __init__(self, action_size: int, discrete: bool = False) -> None:
+        if action_size < 1:
+            raise ValueError(f"action_size is {action_size}: give the length of the environment's action vector")
+        self.action_size, self.discrete = action_size, discrete
+
+    def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
+        """A fresh memory of n rows; without seeds, row i has seed i."""
+        named = list(range(n)) if seeds is None else seeds
+        return {"seed": torch.tensor(named, dtype=torch.int64), "step": torch.zeros(n, dtype=torch.int64)}
+
+    def __call__(
+        self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
+    ) -> tuple[np.ndarray, Carry]:
+        """Acts once in every row."""
+        generators = [
+            row_generator(seed, step) for seed, step in zip(carry["seed"].tolist(), carry["step"].tolist(), strict=True)
+        ]
+        action, kept = self.act(observation, is_first, carry, generators)
+        if self.discrete:
+            action = np.eye(self.action_size)[action.argmax(1)]
+        return action.astype(np.float32), {"seed": carry["seed"], "step": carry["step"] + 1} | kept
+
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        is_first: np.ndarray,
+        carry: Carry,
+        generators: list[np.random.Generator],
+    ) -> tuple[np.ndarray, Carry]:
+        """Numbers (n, action_size), and what else to carry. Where actions are discrete the largest number is taken."""
+        raise NotImplementedError
+
+
+class SmoothNoisePolicy(ExplorationPolicy):
+    """A random walk that is drawn back to its mean (Ornstein-Uhlenbeck), clipped to [-1, 1].
+
+        x[0] ~ N(0, 1),   x[t+1] = r x[t] + sqrt(1 - r^2) e,   r = exp(-1 / timescale),   action = mean + scale * x
+
+    Every x[t] is N(0, 1), so nothing warms up. Discrete: the largest of action_size such walks is taken, which holds a
+    choice for about a timescale.
+
+    Args:
+        action_size: length of the action vector.
+        timescale: decisions over which the walk forgets, above 0.
+        scale: standard deviation of the action before clipping.
+        mean: where it is drawn to, one number per dimension; None for zeros.
+        discrete: give one-hot vectors.
+    """
+
+    def __init__(
+        self,
+        action_size: int,
+        timescale: float = 10.0,
+        scale: float = 0.5,
+        mean: list[float] | None = None,
+        discrete: bool = False,
+    ) -> None:
+        super().__init__(action_size, discrete)
+        if timescale <= 0:
+            raise ValueError(f"timescale is {timescale} decisions but must be above 0: 10 is a good start")
+        if mean is not None and len(mean) != action_size:
+            raise ValueError(f"mean has {len(mean)} numbers but action_size is {action_size}: give one per dimension")
+        self.keep, self.scale, self.mean = math.exp(-1 / timescale), scale, np.zeros(action_size)
+        if mean is not None:
+            self.mean = np.array(mean, np.float64)
+
+    def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
+        """Fresh rows; their walks begin at the first step."""
+        return super().initial(n, seeds) | {"walk": torch.zeros(n, self.action_size, dtype=torch.float64)}
+
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        is_first: np.ndarray,
+        carry: Carry,
+        generators: list[np.random.Generator],
+    ) -> tuple[np.ndarray, Carry]:
+        """Walks on."""
+        noise = np.stack([generator.standard_normal(self.action_size) for generator in generators])
+        on = self.keep * carry["walk"].numpy() + math.sqrt(1 - self.keep**2) * noise
+        walk = np.where(is_first[:, None], noise, on)
+        return np.clip(self.mean + self.scale * walk, -1, 1), {"walk": torch.from_numpy(walk)}
+
+
+class HeldActionsPolicy(ExplorationPolicy):
+    """Draws an action uniformly, holds it for 1 to max_hold decisions, draws anew.
+
+    Args:
+        action_size: length of the action vector.
+        max_hold: longest hold in decisions; each length up to it is equally likely.
+        discrete: draw among the choices instead of from [-1, 1].
+
+    Source: Ha and Schmidhuber 2018, the random policy of their Doom run (doomrnn/extract.py: held for 1 to 10 frames).
+    """
+
+    def __init__(self, action_size: int, max_hold: int = 10, discrete: bool = False) -> None:
+        super().__init__(action_size, discrete)
+        if max_hold < 1:
+            raise ValueError(f"max_hold is {max_hold} decisions but must be at least 1")
+        self.max_hold = max_hold
+
+    def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
+        """Fresh rows, holding nothing."""
+        held = torch.zeros(n, self.action_size, dtype=torch.float64)
+        return super().initial(n, seeds) | {"held": held, "left": torch.zeros(n, dtype=torch.int64)}
+
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        is_first: np.ndarray,
+        carry: Carry,
+        generators: list[np.random.Generator],
+    ) -> tuple[np.ndarray, Carry]:
+        """Holds on, or draws."""
+        held, left = carry["held"].numpy().copy(), carry["left"].numpy().copy()
+        for row in np.flatnonzero(is_first | (left == 0)):
+            left[row] = generators[row].integers(1, self.max_hold + 1)
+            # The largest of as many uniform numbers is a uniform choice, so one rule serves both kinds of action.
+            held[row] = generators[row].uniform(-1, 1, self.action_size)
+        return held, {"held": torch.from_numpy(held), "left": torch.from_numpy(left - 1)}
+
+
+class ConstantPolicy(ExplorationPolicy):
+    """Always the same action; on CarRacing zeros are half gas, straight on.
+
+    Args:
+        action: the action, numbers in [-1, 1] or one-hot.
+    """
+
+    def __init__(self, action: list[float]) -> None:
+        super().__init__(len(action))
+        self.action = np.array(action, np.float32)
+
+    def __call__(
+        self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
+    ) -> tuple[np.ndarray, Carry]:
+        """The action in every row."""
+        return np.tile(self.action, (len(is_first), 1)), carry
+
+
+class RandomNetworkPolicy(ExplorationPolicy):
+    """The paper's way to explore: in every episode another random V, M and C, small and with heavy tails.
+
+        stdev ~ U(0, max_stdev) per episode,   every weight and bias = stdev * Cauchy
+        z = sample of V(image),   action = tanh(W [z, h] + b),   h, c = LSTM([z, action], h, c)
+
+    Because weights are heavy-tailed, one or two of them dominate an episode: the car holds a course instead of
+    trembling. A row's weights are a function of its seed; the last few are kept, so that they are drawn once.
+
+    Args:
+        action_size: length of the action vector.
+        latent_size: numbers in z.
+        hidden_size: width of the LSTM.
+        max_stdev: largest scale of the weights.
+        discrete: give one-hot vectors.
+
+    Source: Ha and Schmidhuber 2018; carracing/extract.py, model.py and vae/vae.py of their code. The LSTM's forget gate
+    has 1 added, as TensorFlow's has.
+    """
+
+    def __init__(
+        self,
+        action_size: int,
+        latent_size: int = 32,
+        hidden_size: int = 256,
+        max_stdev: float = 0.01,
+        discrete: bool = False,
+    ) -> None:
+        super().__init__(action_size, discrete)
+        self.latent_size, self.hidden_size, self.max_stdev = latent_size, hidden_size, max_stdev
+        self._drawn: dict[int, list[Tensor]] = {}
+
+    def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
+        """Fresh rows with an empty memory."""
+        empty = torch.zeros(n, self.hidden_size)
+        return super().initial(n, seeds) | {"hidden": empty, "cell": empty.clone()}
+
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        is_first: np.ndarray,
+        carry: Carry,
+        generators: list[np.random.Generator],
+    ) -> tuple[np.ndarray, Carry]:
+        """Each row through its own network."""
+        n = len(is_first)
+        actions, hidden, cell = np.zeros((n, self.action_size)), carry["hidden"].clone(), carry["cell"].clone()
+        hidden[torch.from_numpy(is_first)] = 0
+        cell[torch.from_numpy(is_first)] = 0
+        images = torch.from_numpy(observation["image"]).permute(0, 3, 1, 2) / 255
+        with torch.no_grad():
+            for row, seed in enumerate(carry["seed"].tolist()):
+                noise = torch.from_numpy(generators[row].standard_normal(self.latent_size)).float()
+                row_state = images[row : row + 1], noise, hidden[row], cell[row]
+                action, hidden[row], cell[row] = self._step(self._weights(seed, images.shape), *row_state)
+                actions[row] = action.numpy()
+        return actions, {"hidden": hidden, "cell": cell}
+
+    def _step(
+        self, weights: list[Tensor], image: Tensor, noise: Tensor, hidden: Tensor, cell: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        *convolutions, code_w, code_b, lstm_w, lstm_b, control_w, control_b = weights
+        for kernel, bias in zip(convolutions[::2], convolutions[1::2], strict=True):
+            image = functional.relu(functional.conv2d(image, kernel, bias, stride=2))
+        mean, logvar = (code_w @ image.flatten() + code_b).chunk(2)
+        # Heavy tails reach far: exp must not overflow.
+        z = mean + (logvar.clamp(-20, 20) / 2).exp() * noise
+        action = torch.tanh(control_w @ torch.cat([z, hidden]) + control_b)
+        gates = lstm_w @ torch.cat([z, action, hidden]) + lstm_b
+        take, new, forget, show = gates.chunk(4)
+        cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(take) * torch.tanh(new)
+        return action, torch.sigmoid(show) * torch.tanh(cell), cell
+
+    def _weights(self, seed: int, shape: torch.Size) -> list[Tensor]:
+        if seed not in self._drawn:
+            while len(self._drawn) >= 2 * shape[0]:
+                del self._drawn[next(iter(self._drawn))]
+            self._drawn[seed] = self._draw(seed, shape)
+        return self._drawn[seed]
+
+    def _draw(self, seed: int, shape: torch.Size) -> list[Tensor]:
+        channels, side = shape[1], shape[2]
+        shapes: list[tuple[int, ...]] = []
+        for width in (32, 64, 128, 256):
+            shapes += [(width, channels, 4, 4), (width,)]
+            channels, side = width, (side - 4) // 2 + 1
+        if side < 1:
+            raise ValueError(f"images are {shape[2]} pixels a side but RandomNetworkPolicy needs at least 46: use 64")
+        lstm_input = self.latent_size + self.action_size + self.hidden_size
+        shapes += [(2 * self.latent_size, channels * side * side), (2 * self.latent_size,)]
+        shapes += [(4 * self.hidden_size, lstm_input), (4 * self.hidden_size,)]
+        shapes += [(self.action_size, self.latent_size + self.hidden_size), (self.action_size,)]
+        # A key of its own: step numbers never reach it.
+        generator = row_generator(seed, 2**63)
+        stdev = generator.uniform(0, self.max_stdev)
+        return [torch.from_numpy(stdev * generator.standard_cauchy(shape)).float() for shape in shapes]

@@ -1,0 +1,239 @@
+"""YAML: finding files, laying one over another, and what a pipeline's file means.
+
+A pipeline is one file:
+
+    base: world_models/carracing            optional: start from that pipeline, and state only what differs
+    seed: 0                                 any key beside the reserved ones names a value ...
+    environment: {class_path: EnvFactory, init_args: {id: CarRacing-v3}}
+    stages:                                 in order; each is a command that could be typed by hand
+      collect:
+        command: collect
+        config: [world_models/collect.yaml]
+        set: {path: "{run}/episodes", environment: "{environment}", seed: "{seed}"}     ... and is put in by "{name}"
+        report: {episodes: episodes}        place in summary.json: name of the metric
+      vae: {command: fit, config: [...], set: {trainer.max_steps: 800}, test: true, report: {...}}
+    table: [{what: ..., value: vae.psnr, baseline: vae.baseline_psnr, against: mean image, better: higher}]
+
+`{run}` is the run's folder.
+"""
+
+import contextlib
+import copy
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wmlightning.checkpoints import write_atomically
+from wmlightning.tools.pipeline import Comparison, Step
+
+PACKAGE = Path(__file__).parent
+STAGE_KEYS = {"command", "config", "set", "test", "report"}
+RESERVED = {"base", "stages", "table"}
+
+
+def find_config(name: str | Path) -> Path:
+    """Finds a configuration file, with or without `.yaml`.
+
+    It is looked for as the path given, then inside the package (where a wheel puts the configurations), then beside the
+    package (a checkout, where an editable install finds the live files).
+
+    Raises:
+        FileNotFoundError: in one line that says where it was looked for.
+    """
+    # Inside before beside: beside an installed package lies whatever other packages put there.
+    folders = [Path(), *(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())]
+    for folder in folders:
+        for candidate in (folder / name, folder / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    looked = ", ".join(str(folder.absolute()) for folder in folders)
+    raise FileNotFoundError(f"there is no configuration {str(name)!r} in {looked}: check the name")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Reads a YAML mapping.
+
+    Raises:
+        ValueError: if the file is not YAML or not a mapping.
+    """
+    path = find_config(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, but a configuration is a mapping of names to values")
+    return values
+
+
+def merge(base: Any, over: Any) -> Any:
+    """Lays one mapping over another, key by key; anything else replaces what was there."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return copy.deepcopy(over)
+    merged = copy.deepcopy(base)
+    for key, value in over.items():
+        merged[key] = merge(merged.get(key), value)
+    return merged
+
+
+def put(values: dict[str, Any], place: str, value: Any) -> None:
+    """Sets `values["a"]["b"]` for the place `a.b`, making mappings on the way."""
+    *way, last = place.split(".")
+    for key in way:
+        values = values.setdefault(key, {})
+    values[last] = value
+
+
+def fill(value: Any, names: dict[str, Any]) -> Any:
+    """Replaces `{name}` in every string of a nested value; a string that is nothing else takes the value's own type."""
+    if isinstance(value, dict):
+        return {key: fill(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [fill(item, names) for item in value]
+    if not isinstance(value, str):
+        return value
+    whole = re.fullmatch(r"\{(\w+)\}", value)
+    if whole and whole[1] in names:
+        return copy.deepcopy(names[whole[1]])
+    return re.sub(r"\{(\w+)\}", lambda found: str(names.get(found[1], found[0])), value)
+
+
+def read_pipeline(
+    config: str | Path, overlays: tuple[str, ...] | list[str] = (), changes: tuple[str, ...] | list[str] = ()
+) -> dict[str, Any]:
+    """Reads a pipeline, its bases, the overlays and the single changes, and checks its form.
+
+    Args:
+        config: name or path of the pipeline's file.
+        overlays: names or paths of files to lay over it, from left to right.
+        changes: `stage.key=value` or `name=value` words.
+
+    Raises:
+        ValueError: for a file that is no pipeline, or a change that names nothing in it.
+    """
+    pipeline = read_config(config)
+    while "base" in pipeline:
+        pipeline = merge(read_config(pipeline.pop("base")), pipeline)
+    for overlay in overlays:
+        pipeline = merge(pipeline, read_config(overlay))
+    stages = pipeline.get("stages")
+    if not isinstance(stages, dict) or not stages:
+        raise ValueError(
+            f"{config} has no stages, so it is not a pipeline: use `wmlightning fit -c {config}` for a stage's "
+            "configuration, or name a pipeline such as world_models/quickstart"
+        )
+    for change in changes:
+        place, sign, text = change.partition("=")
+        first, _, rest = place.partition(".")
+        if not sign or not ((first in stages and rest) or (first in pipeline and first not in RESERVED)):
+            names = [*stages, *(key for key in pipeline if key not in RESERVED)]
+            raise ValueError(f"--set {change} changes nothing: write KEY=VALUE, with KEY beginning with {_any(names)}")
+        value = yaml.safe_load(text)
+        if first in stages:
+            stages[first].setdefault("set", {})[rest] = value
+        else:
+            put(pipeline, place, value)
+    for name, stage in stages.items():
+        unknown = set(stage) - STAGE_KEYS
+        if unknown or "command" not in stage:
+            wrong = f"does not know {_any(sorted(unknown))}" if unknown else "needs a command"
+            raise ValueError(f"stage {name} of {config} {wrong}: a stage has {_any(sorted(STAGE_KEYS))}")
+        config_files = stage.get("config", [])
+        stage["config"] = [config_files] if isinstance(config_files, str) else list(config_files)
+    return pipeline
+
+
+def options(settings: dict[str, Any]) -> list[str]:
+    """Settings by dotted name as words of a command line; shorter names first, so that longer ones refine them."""
+    words = []
+    for place, value in sorted(settings.items(), key=lambda item: item[0].count(".")):
+        words.append(f"--{place}={value if isinstance(value, str) else json.dumps(value)}")
+    return words
+
+
+def steps_of(pipeline: dict[str, Any], out: Path) -> list[Step]:
+    """The commands behind a pipeline's stages, each of which could be typed by hand."""
+    names = {key: value for key, value in pipeline.items() if key not in RESERVED} | {"run": str(out)}
+    steps = []
+    for name, stage in pipeline["stages"].items():
+        settings = fill(stage.get("set", {}), names)
+        words = [stage["command"]]
+        for config in stage["config"]:
+            words += ["-c", config if isinstance(config, str) else json.dumps(fill(config, names))]
+        if stage["command"] == "fit":
+            settings.setdefault("trainer.default_root_dir", str(out / name))
+        words += options(settings)
+        commands = [words]
+        if stage.get("test"):
+            last = f"--ckpt_path={out / name}/checkpoints/last.ckpt"
+            commands.append(["test", *words[1:], last, "--verbose=false"])
+        steps.append(Step(name, commands, stage.get("report", {})))
+    return steps
+
+
+def table_of(pipeline: dict[str, Any]) -> list[Comparison]:
+    """The rows of the closing table."""
+    try:
+        return [Comparison(**row) for row in pipeline.get("table", [])]
+    except TypeError as error:
+        raise ValueError(
+            f"a row of the pipeline's table is wrong ({error}): see wmlightning/tools/pipeline.py"
+        ) from None
+
+
+@contextlib.contextmanager
+def claim_folder(out: Path, pipeline: dict[str, Any]) -> Iterator[None]:
+    """Holds a run's folder for one process, and writes down in `config.yaml` what is run there.
+
+    That file is itself a pipeline, with every value filled in and every configuration file copied in.
+
+    Raises:
+        ValueError: if another process works there, or if a stage that has begun there had other settings.
+    """
+    names = {key: value for key, value in pipeline.items() if key not in RESERVED}
+    described = fill(pipeline, names)
+    for stage in described["stages"].values():
+        files: dict[str, Any] = {}
+        for config in stage["config"]:
+            files = merge(files, read_config(config) if isinstance(config, str) else config)
+        stage["config"] = [files]
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as lock:
+        try:
+            # Not flock: worker processes would inherit that one and hold it after a kill.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another process works in {out}: wait for it, or use another --out") from None
+        path = out / "config.yaml"
+        before = read_config(path)["stages"] if path.exists() else {}
+        for name, stage in described["stages"].items():
+            if (out / name).exists() and before.get(name) != stage:
+                raise ValueError(
+                    f"stage {name} in {out} was begun with other settings ({_difference(before.get(name), stage)}): "
+                    f"use another --out, or delete {out / name} and the stages after it"
+                )
+        text = yaml.safe_dump(described, sort_keys=False)
+        write_atomically(path, lambda file: file.write(text.encode()))
+        yield
+
+
+def _difference(before: Any, now: Any, place: str = "") -> str:
+    """The first place where two nested values differ, in words."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in [*before, *now] if before.get(key) != now.get(key))
+        return _difference(before.get(key), now.get(key), f"{place}.{key}" if place else key)
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        number = next(number for number, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+        return _difference(before[number], now[number], f"{place}[{number}]")
+    return f"{place}: {before!r}, now {now!r}"
+
+
+def _any(names: list[str]) -> str:
+    return ", ".join(names[:-1]) + (" or " if len(names) > 1 else "") + names[-1]

@@ -1,0 +1,341 @@
+"""M of World Models: learns to predict the next code from codes and actions, on top of a frozen V."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategorical
+from torch.nn import functional
+from torchmetrics import MeanMetric, MeanSquaredError
+
+from datamodules.episode import Batch
+from wmlightning.dynamics.mdn_rnn import MDNLSTM
+from wmlightning.dynamics.state import State
+from wmlightning.networks.conv import initialize
+from wmlightning.recipes import build_recipe, recipe_of
+from wmlightning.seeds import derive_seed
+from wmlightning.stages.foresight import CopyBaseline, predictions_ahead
+from wmlightning.stages.stage import Stage, loaded
+from wmlightning.stages.vae import VAE
+
+HORIZONS = (1, 5, 20)
+"""Decisions ahead at which a test measures the error of the predicted mean."""
+BASELINE_BATCHES = 50
+"""Training batches to which the baseline of a test is fitted."""
+
+
+class MDNRNN(Stage):
+    """A world one can dream in: V's codes, a recurrent mixture density network over them, and optional heads.
+
+        loss = mean over rows and dimensions of  -log p(z[t] | h[t])   + reward + done + action, where there are heads
+        h[t] has consumed z[t-1] and the action that led to image t;   z is drawn anew from V's Gaussian for every batch
+
+    All heads read h alone and predict what arrives with image t: `reward` as the mean of a unit Gaussian, `done` as a
+    logit, weighted where an episode ends; `action` predicts the one taken at image t, so that M absorbs what C does.
+    Rows that nothing can predict do not count: those flagged is_first, and a window's first unless state was carried
+    over. Batches hold V's codes (`mean`, `logvar`) or images, which V then encodes.
+
+    Logged: `mdn_rnn/loss` and its parts per batch, `val_nll` per validation. A test gives, in nats per dimension,
+    `nll`, `copy_nll` (see `CopyBaseline`) and `untrained_nll`; and the root mean square error of the predicted mean
+    against V's mean on dimensions with a KL above 0.1 nats, 1, 5 and 20 decisions ahead, beside that of copying:
+    `error_h1`, `copy_error_h1` and so on.
+
+    Args:
+        vae: V, or the path of its checkpoint. Frozen; its weights travel in M's checkpoint.
+        dynamics: the memory.
+        learning_rate: Adam's.
+        final_learning_rate: where the learning rate goes: lr[k] = (first - final) * decay^k + final at update k.
+        learning_rate_decay: that decay; 1 keeps the learning rate (CarRacing), 0.99999 is Doom's.
+        clip_value: every number of the gradient is clipped to [-clip_value, clip_value].
+        reward_head: predict the reward.
+        done_head: predict the end of the episode.
+        done_weight: weight of the rows at which an episode ends.
+        action_head: predict the next action: "none", "continuous" (a unit Gaussian) or "discrete" (one-hot).
+        stateful: carry the memory from each batch into the next, for data in order (ConsecutiveWindows). It is part of
+            the checkpoint.
+        seed: names the stream of learning noise.
+
+    Raises:
+        ValueError: if V's codes and the memory's differ in size.
+
+    Source: Ha and Schmidhuber 2018; their released code (carracing/rnn/rnn.py, doomrnn/rnn_train.py).
+    """
+
+    def __init__(
+        self,
+        vae: VAE | str,
+        dynamics: MDNLSTM,
+        learning_rate: float = 1e-3,
+        final_learning_rate: float = 1e-5,
+        learning_rate_decay: float = 1.0,
+        clip_value: float = 1.0,
+        reward_head: bool = False,
+        done_head: bool = False,
+        done_weight: float = 10.0,
+        action_head: Literal["none", "continuous", "discrete"] = "none",
+        stateful: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        self.vae: VAE = loaded(vae)
+        # The recipe must not depend on a path: the checkpoint alone rebuilds V too.
+        self.__dict__["_arguments"]["vae"] = self.vae
+        self.vae.requires_grad_(False)
+        if self.vae.latent_size != dynamics.latent_size:
+            raise ValueError(
+                f"V's codes have {self.vae.latent_size} numbers but the memory's {dynamics.latent_size}: give dynamics "
+                f"latent_size={self.vae.latent_size}"
+            )
+        self.dynamics = dynamics
+        self.learning_rate, self.final_learning_rate = learning_rate, final_learning_rate
+        self.learning_rate_decay, self.clip_value = learning_rate_decay, clip_value
+        self.done_weight, self.action_head, self.stateful = done_weight, action_head, stateful
+        widths = {"reward": int(reward_head), "done": int(done_head)}
+        widths["action"] = 0 if action_head == "none" else dynamics.action_size
+        self.heads = nn.ModuleDict({k: nn.Linear(dynamics.hidden_size, width) for k, width in widths.items() if width})
+        initialize(self.heads)
+        names = ["val_nll", "nll", "copy_nll", "untrained_nll"]
+        self.metrics: Any = nn.ModuleDict({name: MeanMetric() for name in names})
+        for h in HORIZONS:
+            for name in (f"error_h{h}", f"copy_error_h{h}"):
+                self.metrics[name] = MeanSquaredError(squared=False)
+        self._carried: State | None = None
+        self._copy: CopyBaseline | None = None
+
+    def encode(self, image: Tensor) -> Tensor:
+        """uint8 images (..., H, W, C) to V's [mean, logvar], (..., 2 * Nz)."""
+        return self.vae.encode(image)
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Features [z, h, c], or z alone, to the mean image in [0, 1], (..., H, W, C)."""
+        return self.vae.decode(features[..., : self.dynamics.latent_size])
+
+    def reward(self, features: Float[Tensor, "*batch features"]) -> Normal:
+        """The reward for arriving at features (..., F), with unit variance.
+
+        Raises:
+            ValueError: without a reward head.
+        """
+        return Normal(self._head("reward", features)[..., 0], 1.0)
+
+    def cont(self, features: Float[Tensor, "*batch features"]) -> Bernoulli:
+        """Whether the episode goes on from features (..., F): certain without a done head.
+
+        The authors do not sample it: an episode is over where the probability is below 1/2.
+        """
+        if "done" not in self.heads:
+            return Bernoulli(probs=torch.ones_like(features[..., 0]))
+        return Bernoulli(logits=-self._head("done", features)[..., 0])
+
+    def action(self, features: Float[Tensor, "*batch features"]) -> Distribution:
+        """The action that will be taken at features (..., F): unit Gaussians, or a one-hot choice.
+
+        Raises:
+            ValueError: without an action head.
+        """
+        out = self._head("action", features)
+        return OneHotCategorical(logits=out) if self.action_head == "discrete" else Normal(out, 1.0)
+
+    def embeds(self, batch: Batch) -> Float[Tensor, "batch time embed"]:
+        """V's [mean, logvar] of a batch: read where it holds codes, computed where it holds images."""
+        if "mean" in batch.observation:
+            return torch.cat([batch.observation["mean"], batch.observation["logvar"]], -1).float()
+        with torch.no_grad():
+            return self.encode(batch.observation["image"]).float()
+
+    def learn(self, batch: Batch, noise: Float[Tensor, "batch time latent"] | None = None) -> dict[str, Tensor]:
+        """The parts of the loss, each a mean over the rows that can be predicted.
+
+        Args:
+            batch: codes or images (B, T, ...), T at least 2.
+            noise: standard normal numbers for z; None draws them from torch's generator.
+
+        Returns:
+            `loss`, the sum of `nll` and of `reward`, `done` and `action` where there are heads, in nats.
+        """
+        return self._learn(batch, noise)[0]
+
+    def _learn(
+        self,
+        batch: Batch,
+        noise: Tensor | None = None,
+        before: State | None = None,
+        over_ranks: Callable[[Tensor], Tensor] = lambda count: count,
+    ) -> tuple[dict[str, Tensor], State]:
+        self._check(batch)
+        codes = self.dynamics.code(self.embeds(batch), noise)
+        hidden, last = self.dynamics.remember(codes, batch.action, batch.is_first, before)
+        known = ~batch.is_first
+        if before is None:
+            known[:, 0] = False  # nothing was seen before, and an LSTM that guesses from nothing learns the average
+
+        def mean(nats: Tensor, rows: Tensor) -> Tensor:
+            # Divided by the rows of all processes, so that the average of their gradients is that of one big batch.
+            return torch.where(rows, nats, 0.0).sum() / over_ranks(rows.sum(dtype=torch.float32)).clamp(min=1e-6)
+
+        parts = {"nll": mean(self._nll(self.dynamics, hidden, codes), known)}
+        if "reward" in self.heads:
+            parts["reward"] = mean(-Normal(self.heads["reward"](hidden)[..., 0], 1.0).log_prob(batch.reward), known)
+        if "done" in self.heads:
+            done = batch.is_terminal.to(hidden.dtype)
+            weight = 1 + (self.done_weight - 1) * done
+            logit = self.heads["done"](hidden)[..., 0]
+            nats = functional.binary_cross_entropy_with_logits(logit, done, weight, reduction="none")
+            parts["done"] = mean(nats, known)
+        if "action" in self.heads:
+            # row          t               t + 1
+            # predicted    a(h[t])    =    action[t + 1], taken at image t; an episode's last row has none
+            guess = self.heads["action"](hidden[:, :-1])
+            choice = OneHotCategorical(logits=guess) if self.action_head == "discrete" else Normal(guess, 1.0)
+            nats = -choice.log_prob(batch.action[:, 1:])
+            parts["action"] = mean(nats if nats.ndim == 2 else nats.sum(-1), known[:, :-1] & ~batch.is_first[:, 1:])
+        return {"loss": torch.stack(list(parts.values())).sum()} | parts, last.detach()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Learns from one batch and logs the parts."""
+        before = self._carried if self.stateful and self._fits(batch) else None
+        parts, last = self._learn(batch, None, before, self.over_ranks)
+        self._carried = last if self.stateful else None
+        named = {f"mdn_rnn/{name}": part.detach() for name, part in parts.items()}
+        self.log_dict(named, on_step=True, on_epoch=False, sync_dist=True)
+        return parts["loss"]
+
+    def configure_optimizers(self) -> Any:
+        """Adam as one fused kernel, betas and epsilon TensorFlow's (and torch's) defaults; lr by the update count."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=self.learning_rate, fused=True)
+        if self.learning_rate_decay == 1:
+            return optimizer
+        final = self.final_learning_rate / self.learning_rate
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda update: (1 - final) * self.learning_rate_decay**update + final
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips every number of the gradient to [-clip_value, clip_value], and then as the Trainer's flags say.
+
+        Raises:
+            ValueError: under `precision="16-mixed"`, whose gradients are still scaled at this point.
+        """
+        if self.trainer.precision == "16-mixed":
+            raise ValueError("precision 16-mixed scales gradients before they are clipped: use bf16-mixed or 32-true")
+        nn.utils.clip_grad_value_([p for p in self.parameters() if p.requires_grad], self.clip_value)
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def train(self, mode: bool = True) -> "MDNRNN":
+        """Sets the mode of everything but V, which stays in evaluation mode."""
+        super().train(mode)
+        self.vae.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        """Refuses codes that another V wrote: nothing else would tell, but decoded dreams would be nonsense."""
+        data = getattr(self.trainer, "datamodule", None)
+        store = getattr(data, "store", None)
+        if store is None or not len(store):
+            return
+        writer = store.read(0, 0, 1).metadata.get("vae")
+        if writer not in (None, self.vae.fingerprint()):
+            raise ValueError(
+                f"the codes in {store.path} were written by V {writer}, but this model's V is "
+                f"{self.vae.fingerprint()}: write codes with this V, or give the model the V that wrote them"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the memory that every process carries, if it does."""
+        super().on_save_checkpoint(checkpoint)
+        if self._carried is not None:
+            own = {"deter": self._carried.deter, "stoch": self._carried.stoch}
+            ranks: Any = self.all_gather(own)
+            checkpoint["carried"] = {name: ranks[name].reshape(-1, *own[name].shape).cpu() for name in own}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up this process's carried memory."""
+        carried = checkpoint.get("carried")
+        if carried is None or not self.stateful:
+            return
+        if len(carried["deter"]) != self.trainer.world_size:
+            rank_zero_warn(
+                f"the checkpoint carries the memories of {len(carried['deter'])} processes and there are now "
+                f"{self.trainer.world_size}: the memory starts from zero"
+            )
+            return
+        deter, stoch = (carried[name][self.global_rank].to(self.device) for name in ("deter", "stoch"))
+        self._carried = State(deter, stoch, torch.cat([torch.zeros_like(stoch)] * 2, -1))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Negative log-likelihood on held-out windows."""
+        codes = self.dynamics.code(self.embeds(batch))
+        self._count("val_nll", self._nll_of(self.dynamics, codes, batch), batch)
+        self._log("val_nll")
+
+    def on_test_start(self) -> None:
+        """Fits the baseline to training data and builds an untrained M."""
+        self._copy = CopyBaseline(self.dynamics.latent_size, self.device)
+        for batch in self.training_batches(BASELINE_BATCHES):
+            self._copy.update(self.embeds(batch), batch.is_first)
+        self._copy.fit(self.over_ranks)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, 3))
+            untrained = build_recipe(recipe_of(self.dynamics))
+        # A list, so that it becomes no part of this module.
+        self._untrained = [untrained.to(self.device).eval()]
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Likelihoods of held-out windows and errors of open-loop predictions, beside their baselines."""
+        assert self._copy is not None
+        embeds = self.embeds(batch)
+        codes = self.dynamics.code(embeds)
+        self._count("nll", self._nll_of(self.dynamics, codes, batch), batch)
+        self._count("untrained_nll", self._nll_of(self._untrained[0], codes, batch), batch)
+        self._count("copy_nll", self._copy.nll(codes), batch)
+        self._log("nll", "untrained_nll", "copy_nll")
+        horizons = [h for h in HORIZONS if h < batch.shape[1]]
+        ahead = predictions_ahead(self.dynamics, embeds, batch, horizons) if horizons else {}
+        for h, codes_ahead in ahead.items():
+            guess, copy, truth = (code[:, self._copy.informative].reshape(-1) for code in codes_ahead)
+            self.metrics[f"error_h{h}"].update(guess, truth)
+            self.metrics[f"copy_error_h{h}"].update(copy, truth)
+            self._log(f"error_h{h}", f"copy_error_h{h}")
+
+    def _head(self, name: str, features: Tensor) -> Tensor:
+        if name not in self.heads:
+            raise ValueError(f"this model has no {name} head: train it with {name}_head switched on")
+        start = self.dynamics.latent_size
+        return self.heads[name](features[..., start : start + self.dynamics.hidden_size])
+
+    def _nll_of(self, dynamics: Any, codes: Tensor, batch: Batch) -> Tensor:
+        return self._nll(dynamics, dynamics.remember(codes, batch.action, batch.is_first)[0], codes)
+
+    @staticmethod
+    def _nll(dynamics: Any, hidden: Tensor, codes: Tensor) -> Float[Tensor, "batch time"]:
+        # Time first is how `remember` lays out h: 50,000 rows need not be copied.
+        mixture = dynamics.mixture(dynamics.head(hidden.transpose(0, 1)))
+        return -mixture.log_prob(codes.transpose(0, 1)).mean(-1).transpose(0, 1)
+
+    def _count(self, name: str, nats: Float[Tensor, "batch time"], batch: Batch) -> None:
+        known: Bool[Tensor, "batch time"] = ~batch.is_first
+        self.metrics[name].update(nats[:, 1:][known[:, 1:]])
+
+    def _log(self, *names: str) -> None:
+        for name in names:
+            self.log(f"mdn_rnn/{name}", self.metrics[name], on_step=False, on_epoch=True)
+
+    def _fits(self, batch: Batch) -> bool:
+        return self._carried is not None and len(self._carried.deter) == batch.shape[0]
+
+    def _check(self, batch: Batch) -> None:
+        if batch.shape[1] < 2:
+            raise ValueError("windows of one row leave nothing to predict: use WindowDataset with a length above 1")
+        if batch.action.shape[-1] != self.dynamics.action_size:
+            raise ValueError(
+                f"actions have {batch.action.shape[-1]} numbers but the memory expects {self.dynamics.action_size}: "
+                f"give dynamics action_size={batch.action.shape[-1]}"
+            )

@@ -1,0 +1,169 @@
+"""V of World Models: a variational autoencoder that compresses one image to a code."""
+
+import hashlib
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from datamodules.datasets import WholeEpisode
+from datamodules.episode import Batch
+from wmlightning.networks.conv import ConvDecoder, ConvEncoder
+from wmlightning.networks.images import normalize
+from wmlightning.stages.stage import Stage
+
+ENCODED_AT_ONCE = 100
+"""Images in one pass of the encoder when whole episodes are encoded: more only costs memory."""
+BASELINE_BATCHES = 50
+"""Training batches that the mean image, which a test compares with, is the mean of."""
+
+
+class VAE(Stage):
+    """Learns codes z of single images, and images from codes.
+
+        q(z|x) = N(mean(x), exp(logvar(x)))         KL(x) = -1/2 sum over z of (1 + logvar - mean^2 - exp(logvar))
+        loss = mean over images of   sum over pixels and channels (x - decode(z))^2
+                                   + max(KL(x), kl_tolerance * latent_size)
+
+    The floor is taken of each image's KL, before the mean over images: below it the KL is good enough and has no
+    gradient. There is no 1/2 before the squared error, as in the authors' code. Weights start as in TensorFlow, Glorot
+    uniform with zero biases. Images are 64x64; batches (B, T, ...) of any T are so many single images.
+
+    Logged: `vae/loss`, `reconstruction`, `kl_nats` and `kl_floored` per batch; `val_loss`, `val_psnr`, `val_ssim` per
+    validation; a test gives `psnr` and `ssim` of reconstructions from the code's mean, and `baseline_psnr` and
+    `baseline_ssim` of the training data's mean image. PSNR and SSIM are means over images, of pixels in [0, 1].
+
+    Args:
+        latent_size: numbers in a code (CarRacing 32, Doom 64).
+        channels: channels of the image.
+        depth: width of the convolutions; 32 in the paper.
+        kl_tolerance: nats a dimension below which the KL is not pushed further.
+        learning_rate: Adam's.
+        seed: names the stream of learning noise.
+
+    Source: Ha and Schmidhuber 2018, appendix; their released code (carracing/vae/vae.py).
+    """
+
+    def __init__(
+        self,
+        latent_size: int = 32,
+        channels: int = 3,
+        depth: int = 32,
+        kl_tolerance: float = 0.5,
+        learning_rate: float = 1e-4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        self.latent_size, self.kl_tolerance, self.learning_rate = latent_size, kl_tolerance, learning_rate
+        self.encoder = ConvEncoder(channels, depth)
+        self.code = nn.Linear(self.encoder.size, 2 * latent_size)
+        self.decoder = ConvDecoder(latent_size, channels, depth)
+        # Mean and logvar are two layers in the paper; each starts with its own Glorot bound.
+        for half in self.code.weight.detach().chunk(2):
+            nn.init.xavier_uniform_(half)
+        nn.init.zeros_(self.code.bias)
+        self.metrics: Any = nn.ModuleDict({"val_loss": MeanMetric()})
+        for name in ("val", "", "baseline"):
+            prefix = f"{name}_" if name else ""
+            self.metrics[f"{prefix}psnr"] = PeakSignalNoiseRatio(1.0, dim=(1, 2, 3))
+            self.metrics[f"{prefix}ssim"] = StructuralSimilarityIndexMeasure(data_range=1.0)
+        self._mean_image: Tensor | None = None
+        self.encoded: set[tuple[int, int]] = set()
+
+    def encode(self, image: UInt8[Tensor, "*batch height width channels"]) -> Float[Tensor, "*batch embed"]:
+        """Images (..., H, W, C) to embeds [mean, logvar], (..., 2 * latent_size)."""
+        return self.code(self.encoder(normalize(image))).reshape(*image.shape[:-3], 2 * self.latent_size)
+
+    def decode(self, code: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch height width channels"]:
+        """Codes (..., latent_size) to images in [0, 1], (..., H, W, C)."""
+        image = torch.sigmoid(self.decoder(code.reshape(-1, self.latent_size))).permute(0, 2, 3, 1)
+        return image.reshape(*code.shape[:-1], *image.shape[1:])
+
+    def learn(self, batch: Batch, noise: Float[Tensor, "images latent"] | None = None) -> dict[str, Tensor]:
+        """The parts of the loss, each a mean over the B * T images of the batch.
+
+        Args:
+            batch: images uint8 (B, T, 64, 64, C).
+            noise: standard normal numbers for z, (B * T, latent_size); None draws them from torch's generator.
+
+        Returns:
+            `loss` = `reconstruction` + `kl_floored`, and the KL before its floor, `kl_nats`.
+        """
+        pixels = normalize(batch.observation["image"])
+        mean, logvar = self.code(self.encoder(pixels)).float().chunk(2, 1)
+        noise = torch.randn_like(mean) if noise is None else noise
+        decoded = torch.sigmoid(self.decoder(torch.addcmul(mean, torch.exp(0.5 * logvar), noise)))
+        reconstruction = functional.mse_loss(decoded.float(), pixels, reduction="sum") / len(pixels)
+        nats = -0.5 * (1 + logvar - mean.square() - logvar.exp()).sum(1)
+        floored = nats.clamp(min=self.kl_tolerance * self.latent_size).mean()
+        parts = {"loss": reconstruction + floored, "reconstruction": reconstruction}
+        return parts | {"kl_nats": nats.mean(), "kl_floored": floored}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Learns from one batch and logs the parts."""
+        parts = self.learn(batch)
+        named = {f"vae/{name}": part.detach() for name, part in parts.items()}
+        self.log_dict(named, on_step=True, on_epoch=False, sync_dist=True)
+        return parts["loss"]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam as one fused kernel, betas and epsilon TensorFlow's (and torch's) defaults."""
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and quality of reconstructions on held-out images."""
+        self.metrics["val_loss"].update(self.learn(batch)["loss"])
+        self._compare("val_", batch, self._reconstructed(batch))
+        self._log("val_loss", "val_psnr", "val_ssim")
+
+    def on_test_start(self) -> None:
+        """Takes the mean image of the training data."""
+        total, count = torch.zeros((), device=self.device), 0
+        for batch in self.training_batches(BASELINE_BATCHES):
+            images = normalize(batch.observation["image"])
+            total, count = total + images.sum(0), count + len(images)
+        self._mean_image = self.over_ranks(total / count)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Quality of reconstructions on held-out images, beside that of the mean image."""
+        self._compare("", batch, self._reconstructed(batch))
+        assert self._mean_image is not None
+        images = batch.observation["image"].flatten(0, 1)
+        self._compare("baseline_", batch, self._mean_image.expand(len(images), -1, -1, -1))
+        self._log("psnr", "ssim", "baseline_psnr", "baseline_ssim")
+
+    def predict_step(self, batch: WholeEpisode, batch_idx: int) -> dict[str, Tensor]:
+        """The codes of one whole episode: `mean` and `logvar`, each (steps + 1, latent_size).
+
+        Nothing for an episode whose (index, rank) is in `encoded`.
+        """
+        if (batch.index, batch.rank) in self.encoded:
+            return {}
+        images = batch.batch.observation["image"][0]
+        embeds = torch.cat([self.encode(part) for part in images.split(ENCODED_AT_ONCE)]).float()
+        mean, logvar = embeds.chunk(2, -1)
+        return {"mean": mean, "logvar": logvar}
+
+    def fingerprint(self) -> str:
+        """Sixteen letters that tell this V's weights from any other's; codes carry them."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.state_dict().items()):
+            digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _reconstructed(self, batch: Batch) -> Tensor:
+        mean = self.encode(batch.observation["image"].flatten(0, 1)).chunk(2, -1)[0]
+        return self.decode(mean).permute(0, 3, 1, 2).float()
+
+    def _compare(self, prefix: str, batch: Batch, guess: Tensor) -> None:
+        truth = normalize(batch.observation["image"])
+        for name in ("psnr", "ssim"):
+            self.metrics[f"{prefix}{name}"].update(guess, truth)
+
+    def _log(self, *names: str) -> None:
+        for name in names:
+            self.log(f"vae/{name}", self.metrics[name], on_step=False, on_epoch=True)

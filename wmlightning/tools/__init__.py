@@ -1,0 +1,1 @@
+"""What you hold in your hand: collecting, evaluating, looking at data, and running a whole experiment."""
