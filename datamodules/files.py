@@ -103,10 +103,15 @@ def encode(arrays: dict[str, np.ndarray], metadata: dict[str, Any], compression:
         for key, value in metadata.items():
             plain = value.item() if isinstance(value, np.generic) else value
             try:
-                if not isinstance(plain, bool | int | float | str):
+                if isinstance(plain, str) and "\0" not in plain:
+                    # Of fixed length: HDF5 can hang for ever in a damaged heap of variable-length strings.
+                    text = plain.encode()
+                    file.attrs.create(key, text, dtype=h5py.string_dtype("utf-8", max(1, len(text))))
+                elif isinstance(plain, bool | int | float):
+                    file.attrs[key] = plain
+                else:
                     raise TypeError(f"it is a {type(value).__name__}")
-                file.attrs[key] = plain
-            except (TypeError, ValueError, OverflowError) as error:
+            except (TypeError, ValueError, OverflowError, OSError, RuntimeError) as error:
                 raise ValueError(
                     f"metadata[{key!r}] cannot be kept ({error}): give it as a bool, a 64-bit int, a float or a str"
                 ) from error
@@ -194,11 +199,18 @@ def _inspect(file: Any, path: str, rows: int) -> Contents:
         offsets = None if offset is None or offsets is None else offsets | {name: offset}
         if name in ("actions", "rewards") and not np.isfinite(dataset[()]).all():
             raise DamagedEpisode(f"{name} holds a value that is not finite")
-    metadata = {key: value.item() if isinstance(value, np.generic) else value for key, value in file.attrs.items()}
+    # Only scalars are metadata of ours; HDF5 may hang in an array attribute whose header is damaged.
+    plain = {key: file.attrs[key] for key in file.attrs if file.attrs.get_id(key).shape == ()}
+    metadata = {key: _plain(value) for key, value in plain.items()}
     observation = {key: (shapes[f"observations/{key}"][1:], dtypes[f"observations/{key}"].name) for key in keys}
     return Contents(
         path, Spec(observation, shapes["actions"][1], bool(metadata.get("discrete", False))), offsets, metadata
     )
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def with_file(path: str, offsets: dict[str, int] | None, use: Callable[[Reader], None]) -> None:

@@ -79,7 +79,7 @@ def test_the_package_itself_imports_nothing_heavy_but_offers_its_stages():
     assert done.stdout.strip() == "wmlightning.stages.vae", done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "doctor"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_its_options(command, capsys):
     assert main([command, "--help"]) == 0
     assert "usage" in capsys.readouterr().out

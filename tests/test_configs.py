@@ -1,6 +1,7 @@
 """Every YAML that ships builds, prints its help and takes one step; what it trains loads and acts."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 
 import wmlightning
 from wmlightning.__main__ import main
+from wmlightning.commands import check
 from wmlightning.settings import read_config, read_pipeline, steps_of, table_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -39,7 +41,11 @@ def test_a_pipeline_is_commands_that_could_be_typed(name, capsys):
     steps = steps_of(read_pipeline(name), Path("somewhere"))
     assert [step.name for step in steps] == ["collect", "vae", "encode", "mdn_rnn", "controller", "evaluate"]
     assert main(["run", name, "--out", "somewhere", "--dry-run"]) == 0
-    assert "{" + "run}" not in capsys.readouterr().out
+    typed = [line.removeprefix("wmlightning ") for line in capsys.readouterr().out.splitlines()]
+    assert [shlex.split(line) for line in typed] == [words for step in steps for words in step.commands]
+    for line in typed:
+        assert "{" + "run}" not in line
+        check(shlex.split(line))
 
 
 def test_a_slip_in_the_last_stage_stops_a_pipeline_before_its_first(tmp_path, capsys):

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         # On its own, so that it can tell what is missing where nothing else can be imported.
         from wmlightning.tools.doctor import main as doctor
 
-        return doctor()
+        return doctor(argv[1:])
     # Five seconds of torch and lightning, paid here and not for --help.
     try:
         from wmlightning.commands import main as run_command

@@ -78,6 +78,8 @@ class LastCheckpoint(Checkpoint):
         return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
     def _save(self, trainer: lightning.Trainer) -> None:
+        if getattr(trainer, "fast_dev_run", False):
+            return
         trainer.save_checkpoint(self.path(trainer))
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from wmlightning.cli import TRAINING, CommandLine, one_line, with_found_configs
 from wmlightning.settings import claim_folder, read_pipeline, steps_of, table_of
@@ -57,7 +57,7 @@ def execute(words: list[str]) -> dict[str, Any]:
     Raises:
         KeyboardInterrupt: if it was asked to stop, after it has saved what it could.
     """
-    with interruptible():
+    with interruptible(words[0] == "fit"):
         if words[0] not in TRAINING:
             return flat(call(words[0], words[1:]))
         # Lightning starts further ranks by repeating the command line: inside a pipeline it must be the stage's own.
@@ -65,7 +65,10 @@ def execute(words: list[str]) -> dict[str, Any]:
         given = {name for name in LAUNCHED if name in os.environ}
         try:
             line = CommandLine(words)
-        except SIGTERMException:
+        except SystemExit as stop:
+            if stop.code == 0:  # after --help
+                raise
+            # Lightning's ways to end: SIGTERMException between two batches, exit(1) after a KeyboardInterrupt.
             raise KeyboardInterrupt from None
         finally:
             sys.argv = before
@@ -89,10 +92,10 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Makes Ctrl-C and SIGTERM stop training between two batches, with a checkpoint; a second Ctrl-C stops at once.
+def interruptible(fit: bool) -> Iterator[None]:
+    """Makes Ctrl-C and SIGTERM stop a fit between two batches, with a checkpoint; a second Ctrl-C stops it at once.
 
-    Where nothing is being trained both raise KeyboardInterrupt.
+    Where there is nothing to save both raise KeyboardInterrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -101,7 +104,7 @@ def interruptible() -> Iterator[None]:
 
     def training() -> bool:
         # The Trainer puts its own handler in front of ours while it runs.
-        return signal.getsignal(signal.SIGTERM) is not terminate
+        return fit and signal.getsignal(signal.SIGTERM) is not terminate
 
     def terminate(*_: Any) -> None:
         if not training():
@@ -173,8 +176,8 @@ def run(args: list[str]) -> int:
             say(f"Evaluate again:       wmlightning evaluate {agents[0]} --episodes 100 --seed 1 --video driving.gif")
     fits = [out / step.name for step in steps if step.commands[0][0] == "fit"]
     if fits:
-        last = f"--ckpt_path={fits[-1]}/checkpoints/last.ckpt"
-        say(f"Train it for longer:  wmlightning fit -c {fits[-1]}/config.yaml {last} --trainer.max_steps=MORE")
+        words = f"-c {fits[-1]}/config.yaml --ckpt_path={fits[-1]}/checkpoints/last.ckpt --trainer.max_steps=MORE"
+        say(f"Train {fits[-1].name} for longer:  wmlightning fit {words}")
     return 0
 
 
@@ -205,7 +208,9 @@ def main(command: str, args: list[str]) -> int:
     try:
         if command in ("run", "data"):
             return (run if command == "run" else look_at_data)(args)
-        execute([command, *args])
+        numbers = execute([command, *args])
+        if command not in TRAINING:
+            report(numbers)
         return 0
     except KeyboardInterrupt:
         print("wmlightning: interrupted", file=sys.stderr)
@@ -217,6 +222,17 @@ def main(command: str, args: list[str]) -> int:
         return 2 if isinstance(error, ArgumentError | ValueError) else 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
+
+
+def report(numbers: dict[str, Any]) -> None:
+    """Prints what `collect` or `evaluate` came to."""
+    if "mean" not in numbers:
+        say(", ".join(f"{name} {value:.6g}" for name, value in numbers.items()))
+        return
+    say(f"mean return {numbers['mean']:.1f} +- {numbers['ci95']:.1f} (95%) over {numbers['episodes']} episodes")
+    for name in (key.split(".")[1] for key in numbers if key.startswith("baselines.") and key.endswith(".mean")):
+        value, gain, wide = (numbers[f"baselines.{name}.{key}"] for key in ("mean", "difference", "difference_ci95"))
+        say(f"{name}: {value:.1f} on the same episodes, difference {gain:+.1f} +- {wide:.1f}")
 
 
 def expected(error: Exception) -> bool:

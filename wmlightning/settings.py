@@ -214,14 +214,24 @@ def claim_folder(out: Path, pipeline: dict[str, Any]) -> Iterator[None]:
         path = out / "config.yaml"
         before = read_config(path)["stages"] if path.exists() else {}
         for name, stage in described["stages"].items():
-            if (out / name).exists() and before.get(name) != stage:
+            then, now = _what_counts(before.get(name)), _what_counts(stage)
+            if (out / name).exists() and then != now:
                 raise ValueError(
-                    f"stage {name} in {out} was begun with other settings ({_difference(before.get(name), stage)}): "
+                    f"stage {name} in {out} was begun with other settings ({_difference(then, now)}): "
                     f"use another --out, or delete {out / name} and the stages after it"
                 )
         text = yaml.safe_dump(described, sort_keys=False)
         write_atomically(path, lambda file: file.write(text.encode()))
         yield
+
+
+def _what_counts(settings: Any) -> Any:
+    """Settings without the numbers of processes, on which no result depends."""
+    if isinstance(settings, list):
+        return [_what_counts(item) for item in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {key: _what_counts(value) for key, value in settings.items() if not key.endswith("num_workers")}
 
 
 def _difference(before: Any, now: Any, place: str = "") -> str:

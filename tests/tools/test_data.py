@@ -53,7 +53,8 @@ def test_each_damaged_file_is_named_with_a_status_other_than_0(folder, capsys):
 def test_info_goes_on_past_a_damaged_file_and_counts_it(folder, capsys):
     names = sorted(file.name for file in folder.iterdir())
     (folder / names[0]).write_bytes(b"not HDF5")
-    assert main(["data", "info", str(folder)]) == 0
+    with pytest.warns(UserWarning, match="1 of 3 episodes"):
+        assert main(["data", "info", str(folder)]) == 0
     assert json.loads(capsys.readouterr().out)["damaged"] == 1
 
 

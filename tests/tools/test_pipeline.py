@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from wmlightning.__main__ import main
-from wmlightning.settings import read_pipeline, steps_of
+from wmlightning.settings import claim_folder, read_pipeline
 from wmlightning.tools.pipeline import Comparison, Step, format_table, run_pipeline
 
 
@@ -240,8 +240,26 @@ def test_the_settings_in_the_folder_are_a_pipeline_too(undisturbed, capsys):
 
 def test_settings_of_a_stage_that_has_not_begun_may_still_change(tiny, tmp_path):
     out = tmp_path / "run"
-    (out / "collect").mkdir(parents=True)
-    pipeline = read_pipeline(tiny)
-    described = [step.commands for step in steps_of(pipeline, out)]
-    changed = read_pipeline(tiny, changes=["evaluate.episodes=9"])
-    assert described[:-1] == [step.commands for step in steps_of(changed, out)][:-1]
+    with claim_folder(out, read_pipeline(tiny)):
+        (out / "collect").mkdir()
+    with claim_folder(out, read_pipeline(tiny, changes=["vae.trainer.max_steps=13"])):
+        pass
+    with pytest.raises(ValueError, match="stage collect"), claim_folder(out, read_pipeline(tiny, changes=["seed=1"])):
+        pass
+
+
+def test_the_number_of_processes_may_change_at_any_time(tiny, undisturbed):
+    with claim_folder(undisturbed, read_pipeline(tiny, changes=["collect.num_workers=3"])):
+        pass
+
+
+def test_two_runs_do_not_work_in_one_folder(tiny, tmp_path):
+    def other():
+        with claim_folder(tmp_path, read_pipeline(tiny)):
+            os._exit(0)
+
+    with claim_folder(tmp_path, read_pipeline(tiny)):
+        process = multiprocessing.get_context("fork").Process(target=other)
+        process.start()
+        process.join()
+    assert process.exitcode == 1

@@ -149,7 +149,13 @@ def encode_png(picture: Picture) -> bytes:
     return buffer.getvalue()
 
 
-def encode_gif(frames: Sequence[Picture] | Frames, fps: float | int = 15, colors: int = 128, still: int = 8) -> bytes:
+def encode_gif(
+    frames: Sequence[Picture] | Frames,
+    fps: float | int = 15,
+    colors: int = 128,
+    still: int = 8,
+    wanted_bytes: int = 900_000,
+) -> bytes:
     """The frames as an endless animated GIF file, a few times smaller than Pillow alone makes it.
 
     One palette serves all frames, without dithering, and a pixel that would change by a hair keeps its colour: a
@@ -160,7 +166,16 @@ def encode_gif(frames: Sequence[Picture] | Frames, fps: float | int = 15, colors
         fps: frames a second; the format counts hundredths of a second, so 15 becomes 14.3.
         colors: size of the palette, 2 to 256.
         still: largest change of a colour channel, of 255, that is not shown.
+        wanted_bytes: where the file is larger, it is made again with `still` doubled, twice at most.
     """
+    for hidden in (still, 2 * still, 4 * still):
+        encoded = _encode_gif(frames, fps, colors, hidden)
+        if len(encoded) <= wanted_bytes:
+            break
+    return encoded
+
+
+def _encode_gif(frames: Sequence[Picture] | Frames, fps: float | int, colors: int, still: int) -> bytes:
     kept = [frames[0]]
     for frame in frames[1:]:
         change = np.abs(frame.astype(np.int16) - kept[-1]).max(-1, keepdims=True)

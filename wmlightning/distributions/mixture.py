@@ -40,7 +40,9 @@ class GaussianMixture:
         self._keep(torch.stack([logits.mT, mean.mT, log_std.mT], -3), temperature)
 
     @classmethod
-    def from_params(cls, params: Float[Tensor, "*batch params"], dims: int, temperature: float = 1.0) -> "GaussianMixture":
+    def from_params(
+        cls, params: Float[Tensor, "*batch params"], dims: int, temperature: float = 1.0
+    ) -> "GaussianMixture":
         """Reads a network's flat output (..., 3 * K * D) as logits, means and log stds, K rows of D each, uncopied."""
         self = cls.__new__(cls)
         self._keep(params.unflatten(-1, (3, -1, dims)), temperature)

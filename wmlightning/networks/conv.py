@@ -63,8 +63,8 @@ class ConvDecoder(Recorded, nn.Module):
 
     ReLU between the convolutions, nothing after the dense layer and nothing after the last. Two layers are computed in
     another way than they are stored, with the same weights and, but for rounding, the same numbers: the first sees a
-    map of one pixel and is a matrix product, the last has few output channels and runs as one convolution for each of
-    the four positions of a pixel under its stride.
+    map of one pixel and is a matrix product, to be joined with the dense layer's; the last has few output channels and
+    runs as one convolution for each of the four positions of a pixel under its stride.
 
     Args:
         input_size: width of the features.
@@ -85,11 +85,22 @@ class ConvDecoder(Recorded, nn.Module):
 
     def forward(self, features: Float[Tensor, "rows size"]) -> Float[Tensor, "rows channels 64 64"]:
         """Features (N, F) to pixels before any squashing, (N, C, 64, 64) in channels-last memory."""
-        hidden = self.dense(features) @ self.first.weight.flatten(1)
-        hidden = hidden.unflatten(1, self.first.weight.shape[1:]) + self.first.bias[:, None, None]  # type: ignore[index]
-        hidden = self.second(functional.relu(hidden))
-        hidden = functional.relu(self.third(functional.relu(hidden)))
-        return _by_subpixels(self.last, hidden.contiguous(memory_format=torch.channels_last))
+        hidden = self.second(functional.relu(self._five_by_five(features)))
+        # Channels-last from here on: the layout of the pixels it is compared with.
+        hidden = self.third(functional.relu(hidden.contiguous(memory_format=torch.channels_last)))
+        return _by_subpixels(self.last, functional.relu(hidden))
+
+    def _five_by_five(self, features: Tensor) -> Tensor:
+        """The dense layer and the first transposed convolution, which nothing stands between."""
+        weight = self.first.weight.flatten(1)
+        if len(features) > features.shape[1]:
+            # More rows than features: multiply the two matrices first, that is fewer numbers.
+            both = torch.cat([self.dense.weight.T, self.dense.bias[None]]) @ weight
+            hidden = torch.addmm(both[-1], features, both[:-1])
+        else:
+            hidden = self.dense(features) @ weight
+        assert self.first.bias is not None
+        return hidden.unflatten(1, self.first.weight.shape[1:]) + self.first.bias[:, None, None]
 
 
 def _by_subpixels(layer: nn.ConvTranspose2d, hidden: Tensor) -> Tensor:

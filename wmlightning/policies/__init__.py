@@ -12,3 +12,6 @@ from wmlightning.policies.exploration import (
 from wmlightning.policies.exploration import (
     SmoothNoisePolicy as SmoothNoisePolicy,
 )
+from wmlightning.policies.latent import (
+    LatentPolicy as LatentPolicy,
+)

@@ -17,8 +17,11 @@ def diagnose() -> list[tuple[bool, str]]:
     return [_check(check) for check in (_python, _packages, _device, _box2d)]
 
 
-def main() -> int:
+def main(args: list[str]) -> int:
     """Prints the diagnosis; returns 1 if something is missing."""
+    if args:
+        print("usage: wmlightning doctor        checks this machine and says what to install; it has no options")
+        return 0 if args[0] in ("-h", "--help") else 2
     lines = diagnose()
     for good, line in lines:
         print(f"ok       {line}" if good else f"missing  {line}")
