@@ -8,7 +8,7 @@ os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 
 from jaxtyping import install_import_hook
 
-# Before anything of ours is imported, so that every annotation in both packages is enforced in the tests and nowhere else.
+# Before anything of ours is imported, so that every shape is checked in the tests, and nowhere else.
 install_import_hook(["wmlightning", "datamodules"], "beartype.beartype")
 
 import pytest

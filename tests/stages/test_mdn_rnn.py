@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -231,6 +232,22 @@ def test_gradients_are_clipped_by_value_without_any_flag_of_the_trainer(codes):
     assert seen == [pytest.approx(1e-3)]
 
 
+def test_it_learns_in_mixed_precision_nearly_the_same(codes):
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        run = trainer(max_steps=1, precision=precision)
+        run.fit(tiny(reward_head=True, done_head=True, action_head="continuous"), data(codes))
+        losses.append(run.callback_metrics["mdn_rnn/loss"])
+    assert_close(losses[1], losses[0], rtol=0.01, atol=0)
+
+
+def test_precision_with_scaled_gradients_is_refused_with_the_cure():
+    model = tiny()
+    model._trainer = SimpleNamespace(precision="16-mixed")
+    with pytest.raises(ValueError, match="use bf16-mixed"):
+        model.configure_gradient_clipping(None)
+
+
 def test_the_learning_rate_decays_by_the_formula_of_the_doom_run():
     schedule = tiny(learning_rate=1e-3, final_learning_rate=1e-5, learning_rate_decay=0.9).configure_optimizers()
     optimizer, scheduler = schedule["optimizer"], schedule["lr_scheduler"]["scheduler"]
@@ -337,6 +354,8 @@ def test_a_checkpoint_rebuilds_v_and_m_alone(tmp_path, episodes, codes):
     run.fit(model, data(codes))
     run.save_checkpoint(tmp_path / "m.ckpt")
     (tmp_path / "vae.ckpt").unlink()
+    with pytest.raises(ValueError, match="holds a MDNRNN, but a VAE is wanted"):
+        MDNRNN(str(tmp_path / "m.ckpt"), MDNLSTM(Z, A, H))
 
     recipe = torch.load(tmp_path / "m.ckpt", weights_only=True)["recipe"]
     assert json.loads(json.dumps(recipe)) == recipe

@@ -115,6 +115,15 @@ def test_it_overfits_one_batch():
     assert vae.learn(batch)["reconstruction"] < 0.25 * first
 
 
+def test_it_learns_in_mixed_precision_nearly_the_same(episodes):
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        run = trainer(max_steps=1, precision=precision)
+        run.fit(tiny(), data(episodes))
+        losses.append(run.callback_metrics["vae/loss"])
+    assert_close(losses[1], losses[0], rtol=0.01, atol=0)
+
+
 def test_a_checkpoint_rebuilds_it_alone(tmp_path, episodes):
     vae, run = tiny(kl_tolerance=0.25), trainer(max_steps=1)
     run.fit(vae, data(episodes))

@@ -115,9 +115,9 @@ class MDNLSTM(Recorded, nn.Module):
         projected = self.cell.project(self._inputs(state, codes, actions, is_first))
         hidden, cell = state.deter.chunk(2, -1)
         deters = []
-        for t in range(codes.shape[1]):
-            hidden, cell = self.cell.step(projected[:, t], hidden, cell)
-            deters.append(torch.cat([hidden, cell], -1).masked_fill(is_first[:, t, None], 0.0))
+        # unbind, not [:, t]: the gradient of T slices is T whole windows.
+        for now, forget in zip(projected.unbind(1), is_first[..., None].unbind(1), strict=True):
+            deters.append(torch.cat(self.cell.step(now, hidden, cell), -1).masked_fill(forget, 0.0))
             hidden, cell = deters[-1].chunk(2, -1)
         return self._states(torch.stack(deters, 1), codes, embeds)
 
@@ -166,8 +166,8 @@ class MDNLSTM(Recorded, nn.Module):
         `actions[:, k]` is taken at state k, and output k is the state after it (unlike a Batch's actions).
         """
         states = []
-        for k in range(actions.shape[1]):
-            state = self.imagine_step(state, actions[:, k], temperature)
+        for action in actions.unbind(1):
+            state = self.imagine_step(state, action, temperature)
             states.append(state)
         return stack_states(states, 1)
 

@@ -22,6 +22,7 @@ from wmlightning.environments.rows import IDLE, RESET, STEP
 from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.interfaces import Carry, Policy
 from wmlightning.seeds import derive_seed
+from wmlightning.threads import torch_threads
 
 ATTEMPTS = 3
 """An episode that kills its worker is begun again this many times in all."""
@@ -98,7 +99,7 @@ def rollout(
     actions, row_seeds = np.zeros(envs.action_space.shape or (), np.float32), np.full(n, -1, np.int64)
     decisions = 0
 
-    with torch.no_grad():
+    with torch.no_grad(), torch_threads(torch.get_num_threads() - envs.num_workers):
         while waiting or any(rows):
             if should_stop is not None and should_stop():
                 break

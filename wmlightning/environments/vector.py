@@ -51,11 +51,11 @@ class PixelVectorEnv(VectorEnv):
         self.single_observation_space, self.single_action_space = observation, action
         self.observation_space = batch_space(observation, num_envs)
         self.action_space = batch_space(action, num_envs)
-        self.num_envs, self.description = num_envs, description or {}
+        self.num_envs, self.num_workers, self.description = num_envs, min(num_workers, num_envs), description or {}
         self.running = np.zeros(num_envs, bool)
         sizes = num_envs, int(np.prod(action.shape)), observation["image"].shape[0]  # type: ignore[index]
         if num_workers:
-            self.workers: Workers | None = Workers(make, sizes, min(num_workers, num_envs), timeout)
+            self.workers: Workers | None = Workers(make, sizes, self.num_workers, timeout)
             self.board, self.local = self.workers.board, None
         else:
             self.workers = None

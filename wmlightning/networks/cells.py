@@ -87,7 +87,10 @@ class LSTM(nn.Module):
 
     def _fused(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights = [self.input_weight, self.hidden_weight, self.bias, self._no_bias]
-        states = (hidden[None].contiguous(), cell[None].contiguous())
-        # bias, layers, dropout, training, bidirectional, batch first
-        outputs, hidden, cell = torch.lstm(inputs, states, weights, True, 1, 0.0, self.training, False, False)
+        # The CPU's kernel does not know mixed precision.
+        with torch.autocast(inputs.device.type, enabled=False):
+            inputs, hidden, cell = (tensor.to(self.bias.dtype) for tensor in (inputs, hidden, cell))
+            states = (hidden[None].contiguous(), cell[None].contiguous())
+            # bias, layers, dropout, training, bidirectional, batch first
+            outputs, hidden, cell = torch.lstm(inputs, states, weights, True, 1, 0.0, self.training, False, False)
         return outputs, hidden[0], cell[0]

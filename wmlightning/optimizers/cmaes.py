@@ -2,8 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import cma
@@ -12,6 +11,8 @@ import torch
 from cma.sampler import GaussFullSampler
 from cma.sigma_adaptation import CMAAdaptSigmaCSA
 from torch import Tensor
+
+from wmlightning.threads import torch_threads
 
 # What must be carried over for a bit-exact continuation, by the object of the library that owns it. Everything else in
 # it is either constant (recombination weights, learning rates), rebuilt by `ask`, or only read by its stopping rules.
@@ -74,7 +75,7 @@ class CMAES(torch.optim.Optimizer):
     def ask(self) -> Tensor:
         """This generation's candidates, float64 (population, n); the same until they are told."""
         if self._candidates is None:
-            with _one_thread():
+            with torch_threads(1):
                 self._candidates = np.stack(self._search.ask())
         return torch.from_numpy(self._candidates.copy())
 
@@ -100,7 +101,7 @@ class CMAES(torch.optim.Optimizer):
         if np.isnan(values).any():
             worst = int(np.flatnonzero(np.isnan(values))[0])
             raise ValueError(f"the loss of candidate {worst} is NaN: mend what evaluates it, or return a large number")
-        with _one_thread():
+        with torch_threads(1):
             self._search.tell(list(rows), values.tolist())
         self._candidates = None
 
@@ -236,16 +237,6 @@ class _TorchSampler(GaussFullSampler):
     def transform_inverse(self, x: np.ndarray) -> np.ndarray:
         axes, vector = torch.from_numpy(self.B), torch.from_numpy(np.ascontiguousarray(x))
         return (axes @ ((axes.T @ vector) / torch.from_numpy(self.D))).numpy()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

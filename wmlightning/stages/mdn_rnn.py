@@ -59,7 +59,7 @@ class MDNRNN(Stage):
         seed: names the stream of learning noise.
 
     Raises:
-        ValueError: if V's codes and the memory's differ in size.
+        ValueError: if V's codes and the memory's differ in size, or the checkpoint is not V's.
 
     Source: Ha and Schmidhuber 2018; their released code (carracing/rnn/rnn.py, doomrnn/rnn_train.py).
     """
@@ -81,6 +81,8 @@ class MDNRNN(Stage):
     ) -> None:
         super().__init__(seed)
         self.vae: VAE = loaded(vae)
+        if not isinstance(self.vae, VAE):
+            raise ValueError(f"{vae} holds a {type(self.vae).__name__}, but a VAE is wanted: give V's checkpoint")
         # The recipe must not depend on a path: the checkpoint alone rebuilds V too.
         self.__dict__["_arguments"]["vae"] = self.vae
         self.vae.requires_grad_(False)
@@ -142,7 +144,7 @@ class MDNRNN(Stage):
     def embeds(self, batch: Batch) -> Float[Tensor, "batch time embed"]:
         """V's [mean, logvar] of a batch: read where it holds codes, computed where it holds images."""
         if "mean" in batch.observation:
-            return torch.cat([batch.observation["mean"], batch.observation["logvar"]], -1).float()
+            return torch.cat([batch.observation[name].float() for name in ("mean", "logvar")], -1)
         with torch.no_grad():
             return self.encode(batch.observation["image"]).float()
 
