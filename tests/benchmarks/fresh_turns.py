@@ -43,7 +43,9 @@ def main(description: str, table: dict[str, dict[str, Callable[[], tuple[float, 
         rates: dict[str, list[float]] = {contender: [] for contender in table[row]}
         for _ in range(options.rounds):
             for contender, found in rates.items():
-                answer = subprocess.run([*arguments, row, contender], env=environment, stdout=-1, text=True, check=True)
+                answer = subprocess.run(
+                    [*arguments, row, contender], env=environment, stdout=subprocess.PIPE, text=True, check=True
+                )
                 found.append(float(answer.stdout))
         ours, reference = (statistics.median(rates[contender]) for contender in ("ours", "reference"))
         ratios = [one / other for one, other in zip(rates["ours"], rates["reference"], strict=True)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 512
-"""Rows worked on at a time, so that temporaries of (rows, K, D) numbers stay in the processor's cache."""
+"""Rows worked on at a time on a CPU, so that temporaries of (rows, K, D) numbers stay in its cache."""
 
 
 class GaussianMixture:
@@ -101,7 +101,7 @@ class _LogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, params: Tensor, x: Tensor) -> Tensor:
         total, prior = torch.empty_like(x), torch.empty_like(x)
-        for at in _chunks(len(x)):
+        for at in _chunks(x):
             _, _, joint = _joint(params[at], x[at])
             torch.logsumexp(joint, 1, out=total[at])
             torch.logsumexp(params[at, 0], 1, out=prior[at])
@@ -114,7 +114,7 @@ class _LogProb(torch.autograd.Function):
         params, x, total, prior = ctx.saved_tensors
         # Plain empty, not empty_like: params may be a view with holes or of stride 0.
         d_params, d_x = params.new_empty(params.shape), torch.empty_like(x)
-        for at in _chunks(len(x)):
+        for at in _chunks(x):
             inverse, e, share = _joint(params[at], x[at])
             d_logits, d_mean, d_log_std = d_params[at].unbind(1)
             share.sub_(total[at, None]).exp_().mul_(grad[at, None])
@@ -134,5 +134,6 @@ def _joint(params: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return inverse, e, (logits - log_std).addcmul_(e, e, value=-0.5)
 
 
-def _chunks(rows: int) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, rows, CHUNK)]
+def _chunks(x: Tensor) -> list[slice]:
+    size = len(x) if x.is_cuda else CHUNK
+    return [slice(start, start + size) for start in range(0, len(x), size)]

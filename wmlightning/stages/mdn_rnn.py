@@ -1,6 +1,7 @@
 """M of World Models: learns to predict the next code from codes and actions, on top of a frozen V."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, MeanSquaredError
 
 from datamodules.episode import Batch
+from datamodules.files import DamagedEpisode
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.dynamics.state import State
 from wmlightning.networks.conv import initialize
@@ -198,7 +200,10 @@ class MDNRNN(Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Learns from one batch and logs the parts."""
-        before = self._carried if self.stateful and self._fits(batch) else None
+        before = self._carried
+        if before is not None:  # of no use to a batch of another size
+            fits = len(before.deter) == batch.shape[0]
+            before = before.map(lambda tensor: tensor.to(self.device)) if fits else None
         parts, last = self._learn(batch, None, before, self.over_ranks)
         self._carried = last if self.stateful else None
         named = {f"mdn_rnn/{name}": part.detach() for name, part in parts.items()}
@@ -237,13 +242,19 @@ class MDNRNN(Stage):
         self.vae.eval()
         return self
 
+    def setup(self, stage: str) -> None:
+        """Begins without a carried memory; a checkpoint that has one is read after this."""
+        self._carried = None
+
     def on_fit_start(self) -> None:
         """Refuses codes that another V wrote: nothing else would tell, but decoded dreams would be nonsense."""
         data = getattr(self.trainer, "datamodule", None)
         store = getattr(data, "store", None)
         if store is None or not len(store):
             return
-        writer = store.read(0, 0, 1).metadata.get("vae")
+        writer = None
+        with suppress(DamagedEpisode):  # training skips it too, and says so
+            writer = store.read(0, 0, 1).metadata.get("vae")
         if writer not in (None, self.vae.fingerprint()):
             raise ValueError(
                 f"the codes in {store.path} were written by V {writer}, but this model's V is "
@@ -269,7 +280,7 @@ class MDNRNN(Stage):
                 f"{self.trainer.world_size}: the memory starts from zero"
             )
             return
-        deter, stoch = (carried[name][self.global_rank].to(self.device) for name in ("deter", "stoch"))
+        deter, stoch = (carried[name][self.global_rank] for name in ("deter", "stoch"))
         self._carried = State(deter, stoch, torch.cat([torch.zeros_like(stoch)] * 2, -1))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -329,9 +340,6 @@ class MDNRNN(Stage):
     def _log(self, *names: str) -> None:
         for name in names:
             self.log(f"mdn_rnn/{name}", self.metrics[name], on_step=False, on_epoch=True)
-
-    def _fits(self, batch: Batch) -> bool:
-        return self._carried is not None and len(self._carried.deter) == batch.shape[0]
 
     def _check(self, batch: Batch) -> None:
         if batch.shape[1] < 2:
