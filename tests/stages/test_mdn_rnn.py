@@ -127,9 +127,9 @@ def test_the_done_head_counts_ends_ten_times():
 def test_an_episode_is_over_where_the_done_logit_is_above_zero():
     model = tiny(done_head=True)
     with torch.no_grad():
-        model.heads["done"].weight.zero_()
+        model.heads.layers["done"].weight.zero_()
         for logit in (0.1, -0.1):
-            model.heads["done"].bias.fill_(logit)
+            model.heads.layers["done"].bias.fill_(logit)
             assert (model.cont(torch.randn(5, Z + 2 * H)).mean < 0.5).all() == (logit > 0)
 
 

@@ -54,7 +54,7 @@ class ConvEncoder(Recorded, nn.Module):
             )
         hidden = image
         for layer in self.layers:
-            hidden = functional.relu(layer(hidden))
+            hidden = functional.relu_(layer(hidden))
         return hidden.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -85,10 +85,10 @@ class ConvDecoder(Recorded, nn.Module):
 
     def forward(self, features: Float[Tensor, "rows size"]) -> Float[Tensor, "rows channels 64 64"]:
         """Features (N, F) to pixels before any squashing, (N, C, 64, 64) in channels-last memory."""
-        hidden = self.second(functional.relu(self._five_by_five(features)))
+        hidden = self.second(functional.relu_(self._five_by_five(features)))
         # Channels-last from here on: the layout of the pixels it is compared with.
-        hidden = self.third(functional.relu(hidden.contiguous(memory_format=torch.channels_last)))
-        return _by_subpixels(self.last, functional.relu(hidden))
+        hidden = self.third(functional.relu_(hidden.contiguous(memory_format=torch.channels_last)))
+        return _by_subpixels(self.last, functional.relu_(hidden))
 
     def _five_by_five(self, features: Tensor) -> Tensor:
         """The dense layer and the first transposed convolution, which nothing stands between."""

@@ -8,18 +8,17 @@ import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategorical
-from torch.nn import functional
+from torch.distributions import Bernoulli, Distribution, Normal
 from torchmetrics import MeanMetric, MeanSquaredError
 
 from datamodules.episode import Batch
 from datamodules.files import DamagedEpisode
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.dynamics.state import State
-from wmlightning.networks.conv import initialize
 from wmlightning.recipes import build_recipe, recipe_of
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.foresight import CopyBaseline, predictions_ahead
+from wmlightning.stages.heads import MemoryHeads
 from wmlightning.stages.stage import Stage, loaded
 from wmlightning.stages.vae import VAE
 
@@ -35,10 +34,9 @@ class MDNRNN(Stage):
         loss = mean over rows and dimensions of  -log p(z[t] | h[t])   + reward + done + action, where there are heads
         h[t] has consumed z[t-1] and the action that led to image t;   z is drawn anew from V's Gaussian for every batch
 
-    All heads read h alone and predict what arrives with image t: `reward` as the mean of a unit Gaussian, `done` as a
-    logit, weighted where an episode ends; `action` predicts the one taken at image t, so that M absorbs what C does.
-    Rows that nothing can predict do not count: those flagged is_first, and a window's first unless state was carried
-    over. Batches hold V's codes (`mean`, `logvar`) or images, which V then encodes.
+    The heads (see `MemoryHeads`) read h alone; the one for the action taken at image t lets M absorb what C does. Rows
+    that nothing can predict do not count: those flagged is_first, and a window's first unless state was carried over.
+    Batches hold V's codes (`mean`, `logvar`) or images, which V then encodes.
 
     Logged: `mdn_rnn/loss` and its parts per batch, `val_nll` per validation. A test gives, in nats per dimension,
     `nll`, `copy_nll` (see `CopyBaseline`) and `untrained_nll`; and the root mean square error of the predicted mean
@@ -96,11 +94,9 @@ class MDNRNN(Stage):
         self.dynamics = dynamics
         self.learning_rate, self.final_learning_rate = learning_rate, final_learning_rate
         self.learning_rate_decay, self.clip_value = learning_rate_decay, clip_value
-        self.done_weight, self.action_head, self.stateful = done_weight, action_head, stateful
-        widths = {"reward": int(reward_head), "done": int(done_head)}
-        widths["action"] = 0 if action_head == "none" else dynamics.action_size
-        self.heads = nn.ModuleDict({k: nn.Linear(dynamics.hidden_size, width) for k, width in widths.items() if width})
-        initialize(self.heads)
+        self.stateful = stateful
+        sizes = dynamics.hidden_size, dynamics.action_size
+        self.heads = MemoryHeads(*sizes, reward_head, done_head, done_weight, action_head)
         names = ["val_nll", "nll", "copy_nll", "untrained_nll"]
         self.metrics: Any = nn.ModuleDict({name: MeanMetric() for name in names})
         for h in HORIZONS:
@@ -123,16 +119,14 @@ class MDNRNN(Stage):
         Raises:
             ValueError: without a reward head.
         """
-        return Normal(self._head("reward", features)[..., 0], 1.0)
+        return self.heads.reward(self._hidden(features))
 
     def cont(self, features: Float[Tensor, "*batch features"]) -> Bernoulli:
         """Whether the episode goes on from features (..., F): certain without a done head.
 
         The authors do not sample it: an episode is over where the probability is below 1/2.
         """
-        if "done" not in self.heads:
-            return Bernoulli(probs=torch.ones_like(features[..., 0]))
-        return Bernoulli(logits=-self._head("done", features)[..., 0])
+        return self.heads.cont(self._hidden(features))
 
     def action(self, features: Float[Tensor, "*batch features"]) -> Distribution:
         """The action that will be taken at features (..., F): unit Gaussians, or a one-hot choice.
@@ -140,8 +134,7 @@ class MDNRNN(Stage):
         Raises:
             ValueError: without an action head.
         """
-        out = self._head("action", features)
-        return OneHotCategorical(logits=out) if self.action_head == "discrete" else Normal(out, 1.0)
+        return self.heads.action(self._hidden(features))
 
     def embeds(self, batch: Batch) -> Float[Tensor, "batch time embed"]:
         """V's [mean, logvar] of a batch: read where it holds codes, computed where it holds images."""
@@ -181,21 +174,8 @@ class MDNRNN(Stage):
             return torch.where(rows, nats, 0.0).sum() / over_ranks(rows.sum(dtype=torch.float32)).clamp(min=1e-6)
 
         parts = {"nll": mean(self._nll(self.dynamics, hidden, codes), known)}
-        if "reward" in self.heads:
-            parts["reward"] = mean(-Normal(self.heads["reward"](hidden)[..., 0], 1.0).log_prob(batch.reward), known)
-        if "done" in self.heads:
-            done = batch.is_terminal.to(hidden.dtype)
-            weight = 1 + (self.done_weight - 1) * done
-            logit = self.heads["done"](hidden)[..., 0]
-            nats = functional.binary_cross_entropy_with_logits(logit, done, weight, reduction="none")
-            parts["done"] = mean(nats, known)
-        if "action" in self.heads:
-            # row          t               t + 1
-            # predicted    a(h[t])    =    action[t + 1], taken at image t; an episode's last row has none
-            guess = self.heads["action"](hidden[:, :-1])
-            choice = OneHotCategorical(logits=guess) if self.action_head == "discrete" else Normal(guess, 1.0)
-            nats = -choice.log_prob(batch.action[:, 1:])
-            parts["action"] = mean(nats if nats.ndim == 2 else nats.sum(-1), known[:, :-1] & ~batch.is_first[:, 1:])
+        for name, (nats, rows) in self.heads.nats(hidden, batch).items():
+            parts[name] = mean(nats, known & rows)
         return {"loss": torch.stack(list(parts.values())).sum()} | parts, last.detach()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -318,11 +298,9 @@ class MDNRNN(Stage):
             self.metrics[f"copy_error_h{h}"].update(copy, truth)
             self._log(f"error_h{h}", f"copy_error_h{h}")
 
-    def _head(self, name: str, features: Tensor) -> Tensor:
-        if name not in self.heads:
-            raise ValueError(f"this model has no {name} head: train it with {name}_head switched on")
+    def _hidden(self, features: Tensor) -> Tensor:
         start = self.dynamics.latent_size
-        return self.heads[name](features[..., start : start + self.dynamics.hidden_size])
+        return features[..., start : start + self.dynamics.hidden_size]
 
     def _nll_of(self, dynamics: Any, codes: Tensor, batch: Batch) -> Tensor:
         return self._nll(dynamics, dynamics.remember(codes, batch.action, batch.is_first)[0], codes)

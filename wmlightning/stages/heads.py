@@ -1,0 +1,89 @@
+"""What M may predict beside the next code: reward, the episode's end, the next action."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategorical
+from torch.nn import functional
+
+from datamodules.episode import Batch
+from wmlightning.networks.conv import initialize
+
+
+class MemoryHeads(nn.Module):
+    """Linear heads that read the memory h[t] and predict what arrives with image t.
+
+        row          t                       t + 1
+        reward       reward[t]
+        done         is_terminal[t]
+        action                               action[t + 1], the one taken at image t
+
+    Args:
+        hidden_size: width of h.
+        action_size: numbers in an action.
+        reward: predict the reward, as the mean of a unit Gaussian.
+        done: predict the end of the episode, as a logit.
+        done_weight: weight of the rows at which an episode ends.
+        action: predict the next action: "none", "continuous" (the mean of unit Gaussians) or "discrete" (logits of a
+            one-hot choice).
+
+    Source: Ha and Schmidhuber 2018, section 5; the weight of 10 is their Doom code's (doomrnn/doomrnn.py).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        action_size: int,
+        reward: bool = False,
+        done: bool = False,
+        done_weight: float = 10.0,
+        action: Literal["none", "continuous", "discrete"] = "none",
+    ) -> None:
+        widths = {"reward": int(reward), "done": int(done), "action": 0 if action == "none" else action_size}
+        super().__init__()
+        self.layers = nn.ModuleDict({name: nn.Linear(hidden_size, width) for name, width in widths.items() if width})
+        self.done_weight, self.discrete = done_weight, action == "discrete"
+        initialize(self)
+
+    def reward(self, hidden: Float[Tensor, "*batch hidden"]) -> Normal:
+        """The reward for arriving, with unit variance, (...). Raises ValueError without the head."""
+        return Normal(self._read("reward", hidden)[..., 0], 1.0)
+
+    def cont(self, hidden: Float[Tensor, "*batch hidden"]) -> Bernoulli:
+        """Whether the episode goes on, (...); certain without a done head."""
+        if "done" not in self.layers:
+            return Bernoulli(probs=torch.ones_like(hidden[..., 0]))
+        return Bernoulli(logits=-self._read("done", hidden)[..., 0])
+
+    def action(self, hidden: Float[Tensor, "*batch hidden"]) -> Distribution:
+        """The action that will be taken next, (..., A) or one-hot. Raises ValueError without the head."""
+        out = self._read("action", hidden)
+        return OneHotCategorical(logits=out) if self.discrete else Normal(out, 1.0)
+
+    def nats(
+        self, hidden: Float[Tensor, "batch time hidden"], batch: Batch
+    ) -> dict[str, tuple[Float[Tensor, "batch time"], Bool[Tensor, "batch time"]]]:
+        """For each head the negative log-likelihood of every row, and the rows for which there is something to predict.
+
+        `done` is weighted. An episode's last row, and a window's, has no next action.
+        """
+        everywhere, found = torch.ones_like(batch.is_first), {}
+        if "reward" in self.layers:
+            found["reward"] = (-self.reward(hidden).log_prob(batch.reward), everywhere)
+        if "done" in self.layers:
+            done = batch.is_terminal.to(hidden.dtype)
+            logit, weight = self._read("done", hidden)[..., 0], 1 + (self.done_weight - 1) * done
+            nats = functional.binary_cross_entropy_with_logits(logit, done, weight, reduction="none")
+            found["done"] = (nats, everywhere)
+        if "action" in self.layers:
+            nats = -self.action(hidden[:, :-1]).log_prob(batch.action[:, 1:])
+            nats = nats if self.discrete else nats.sum(-1)
+            found["action"] = (functional.pad(nats, (0, 1)), functional.pad(~batch.is_first[:, 1:], (0, 1)))
+        return found
+
+    def _read(self, name: str, hidden: Tensor) -> Tensor:
+        if name not in self.layers:
+            raise ValueError(f"this model has no {name} head: train it with {name}_head switched on")
+        return self.layers[name](hidden)
