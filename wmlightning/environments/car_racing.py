@@ -58,7 +58,7 @@ class CarRacingOnDemand(stock.CarRacing):
             self._quick = False
             warnings.warn(
                 "this gymnasium draws CarRacing in another way than the quick drawing does: frames are drawn by "
-                "gymnasium itself, about five times slower",
+                "gymnasium itself, several times slower",
                 stacklevel=2,
             )
         return expected
