@@ -55,6 +55,22 @@ def test_the_decoders_gradients_are_those_of_the_plain_stack(rows):
         assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def plain_encoder(encoder, image):
+    """The layers as they are stored, one ordinary convolution after another."""
+    for layer in encoder.layers:
+        image = functional.relu(layer(image))
+    return image.permute(0, 2, 3, 1).flatten(1)
+
+
+def test_the_encoder_and_its_gradients_are_those_of_the_plain_stack_of_convolutions():
+    encoder, image = ConvEncoder(depth=4).double(), torch.rand(3, 3, 64, 64, dtype=torch.float64)
+    weight = torch.randn(3, encoder.size, dtype=torch.float64)
+    outputs = encoder(image), plain_encoder(encoder, image)
+    assert_close(*outputs)
+    parameters = tuple(encoder.parameters())
+    assert_close(*(torch.autograd.grad((output * weight).sum(), parameters) for output in outputs))
+
+
 def test_features_of_the_encoder_stand_in_the_order_row_column_channel():
     encoder = ConvEncoder(depth=2)
     image = torch.rand(2, 3, 64, 64)

@@ -25,6 +25,9 @@ def initialize(module: nn.Module) -> None:
 class ConvEncoder(Recorded, nn.Module):
     """Four convolutions with ReLU, kernel 4 and stride 2 without padding: 64 -> 31 -> 14 -> 6 -> 2 pixels a side.
 
+    The last one looks at four patches only and is computed as a matrix product, which is up to three times faster on a
+    CPU, forth and back.
+
     Args:
         channels: channels of the image.
         depth: channels after the first layer; they double at every further one (32: 32, 64, 128, 256).
@@ -52,10 +55,11 @@ class ConvEncoder(Recorded, nn.Module):
                 f"images are (channels, height, width) = {tuple(image.shape[1:])} but the encoder reads {wanted}: "
                 "let the environment resize to 64 pixels, or set `channels`"
             )
+        *first, last = self.layers
         hidden = image
-        for layer in self.layers:
+        for layer in first:
             hidden = functional.relu_(layer(hidden))
-        return hidden.permute(0, 2, 3, 1).flatten(1)
+        return functional.relu_(_by_patches(last, hidden)).flatten(1)  # type: ignore[arg-type]
 
 
 class ConvDecoder(Recorded, nn.Module):
@@ -101,6 +105,14 @@ class ConvDecoder(Recorded, nn.Module):
             hidden = self.dense(features) @ weight
         assert self.first.bias is not None
         return hidden.unflatten(1, self.first.weight.shape[1:]) + self.first.bias[:, None, None]
+
+
+def _by_patches(layer: nn.Conv2d, hidden: Tensor) -> Tensor:
+    """A convolution without padding as one matrix product over its patches; rows, height, width, channels out."""
+    size, stride = layer.kernel_size[0], layer.stride[0]
+    patches = hidden.permute(0, 2, 3, 1).unfold(1, size, stride).unfold(2, size, stride)
+    weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
+    return functional.linear(patches.permute(0, 1, 2, 4, 5, 3).flatten(3), weight, layer.bias)
 
 
 def _by_subpixels(layer: nn.ConvTranspose2d, hidden: Tensor) -> Tensor:
