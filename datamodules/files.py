@@ -20,7 +20,8 @@ import re
 import shutil
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
@@ -119,30 +120,43 @@ def encode(arrays: dict[str, np.ndarray], metadata: dict[str, Any], compression:
         return file.id.get_file_image()
 
 
-def write_atomically(folder: str, name: str, content: bytes) -> None:
-    """Writes a file so that, whenever the power goes, it is there whole or not at all.
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes a file so that, whenever the process or the power goes, it is there whole or not at all.
 
     Temporary name in the same folder, fsync, rename, fsync of the folder.
+
+    Args:
+        path: the file; its folder is made if need be.
+        write: called with the open binary file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, because a rename is atomic only inside one file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_episode(folder: str, name: str, content: bytes) -> None:
+    """Writes an episode's file, whole or not at all.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written, in one line that says what to do.
     """
-    temporary = os.path.join(folder, f"{name}.{os.getpid()}.tmp")
     try:
-        os.makedirs(folder, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, os.path.join(folder, name))
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        write_atomically(os.path.join(folder, name), lambda file: file.write(content))
     except OSError as error:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(folder).free
             raise OSError(

@@ -23,7 +23,7 @@ from datamodules.files import (
     inspect,
     megabytes,
     with_file,
-    write_atomically,
+    write_episode,
 )
 from datamodules.rows import Rows
 
@@ -291,7 +291,7 @@ class EpisodeStore:
         check_episode(episode, self._known_spec())
         name = EpisodeName(index, rank, birth, len(episode))
         content = encode(to_disk(episode), episode.metadata, self.compression)
-        write_atomically(self.path, str(name), content)
+        write_episode(self.path, str(name), content)
         bisect.insort(self._listing, name)
         self._taken.add((index, rank))
         self._lengths = None

@@ -13,7 +13,6 @@ import yaml
 import wmlightning
 from wmlightning import settings
 from wmlightning.__main__ import COMMANDS, main
-from wmlightning.checkpoints import write_atomically
 from wmlightning.settings import find_config, merge, read_pipeline
 
 ENVIRONMENT = {"class_path": "EnvFactory", "init_args": {"id": "wmlightning/DummyPixels-v0", "time_limit": 6}}
@@ -257,17 +256,3 @@ def test_a_change_reaches_a_stage_or_a_named_value():
     pipeline = read_pipeline("world_models/quickstart", changes=["seed=3", "vae.trainer.max_steps=5"])
     assert pipeline["seed"] == 3
     assert pipeline["stages"]["vae"]["set"]["trainer.max_steps"] == 5
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a" / "file"
-    write_atomically(path, lambda file: file.write(b"old"))
-
-    def fails(file):
-        file.write(b"half of the ne")
-        raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="full"):
-        write_atomically(path, fails)
-    assert path.read_bytes() == b"old"
-    assert [file.name for file in path.parent.iterdir()] == ["file"]

@@ -1,10 +1,8 @@
-"""Files that are whole or absent: atomic writing, checkpoints written that way, and the last checkpoint of a run."""
+"""Checkpoints that are whole or absent, and the last checkpoint of a run."""
 
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import lightning
 import torch
@@ -12,31 +10,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file that is there completely or, if the process is killed, not at all.
-
-    Args:
-        path: the file; its folder is made if need be.
-        write: called with the open binary file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, because a rename is atomic only inside one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+from datamodules.files import write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -15,7 +15,8 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from wmlightning.checkpoints import AtomicCheckpointIO, LastCheckpoint, write_atomically
+from datamodules.files import write_atomically
+from wmlightning.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from wmlightning.settings import find_config, options
 from wmlightning.stages.stage import Stage, load
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from wmlightning.checkpoints import write_atomically
+from datamodules.files import write_atomically
 from wmlightning.tools.pipeline import Comparison, Step
 
 PACKAGE = Path(__file__).parent

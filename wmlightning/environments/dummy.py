@@ -8,6 +8,7 @@ They are registered with gymnasium when this module is imported, without a time 
     wmlightning/DummyCounter-v0    the picture spells out step and last action; for tests of time alignment
 """
 
+import abc
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 
 
-class DummyEnv(gym.Env):
+class DummyEnv(gym.Env, abc.ABC):
     """What the dummies share: a picture as observation, the same from `render`, and an end after `steps` (abstract).
 
     Args:
@@ -45,17 +46,17 @@ class DummyEnv(gym.Env):
         reward, terminated = self.move(action)
         return self.render(), reward, terminated, self.time >= self.steps, {}
 
+    @abc.abstractmethod
     def render(self) -> np.ndarray:  # type: ignore[override]
         """The world as a picture, (size, size, 3) uint8."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def begin(self) -> None:
         """Draws the starting state from `self.np_random`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def move(self, action: Any) -> tuple[float, bool]:
         """Moves the world; returns reward and whether it ended."""
-        raise NotImplementedError
 
     def square(self, picture: np.ndarray, x: float, y: float, color: tuple[int, int, int]) -> None:
         """Draws a square an eighth of the picture wide, its centre at (x, y) in [0, 1]."""

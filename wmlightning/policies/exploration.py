@@ -5,6 +5,7 @@ The noise of a row is a function of its seed and its own step, by a counter-base
 whatever the number of environments, and nothing has to be saved.
 """
 
+import abc
 import math
 
 import numpy as np
@@ -21,7 +22,7 @@ def row_generator(seed: int, step: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, step]))
 
 
-class ExplorationPolicy(Recorded):
+class ExplorationPolicy(Recorded, abc.ABC):
     """What the policies here share: a carry with each row's seed and step (abstract).
 
     Args:
@@ -51,6 +52,7 @@ class ExplorationPolicy(Recorded):
             action = np.eye(self.action_size)[action.argmax(1)]
         return action.astype(np.float32), {"seed": carry["seed"], "step": carry["step"] + 1} | kept
 
+    @abc.abstractmethod
     def act(
         self,
         observation: dict[str, np.ndarray],
@@ -59,7 +61,6 @@ class ExplorationPolicy(Recorded):
         generators: list[np.random.Generator],
     ) -> tuple[np.ndarray, Carry]:
         """Numbers (n, action_size), and what else to carry. Where actions are discrete the largest number is taken."""
-        raise NotImplementedError
 
 
 class SmoothNoisePolicy(ExplorationPolicy):
@@ -162,11 +163,15 @@ class ConstantPolicy(ExplorationPolicy):
         super().__init__(len(action))
         self.action = np.array(action, np.float32)
 
-    def __call__(
-        self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
+    def act(
+        self,
+        observation: dict[str, np.ndarray],
+        is_first: np.ndarray,
+        carry: Carry,
+        generators: list[np.random.Generator],
     ) -> tuple[np.ndarray, Carry]:
         """The action in every row."""
-        return np.tile(self.action, (len(is_first), 1)), carry
+        return np.tile(self.action, (len(is_first), 1)), {}
 
 
 class RandomNetworkPolicy(ExplorationPolicy):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from wmlightning.callbacks.driving import drive
 from wmlightning.callbacks.images import encode_gif
-from wmlightning.checkpoints import write_atomically
+from datamodules.files import write_atomically
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Policy

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wmlightning.checkpoints import write_atomically
+from datamodules.files import write_atomically
 
 
 @dataclass(frozen=True)
