@@ -12,7 +12,7 @@ it got.
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,16 +49,6 @@ class EpisodeResult:
     job: int
 
 
-@dataclass
-class _Playing:
-    """The episode that a row is playing."""
-
-    job: int
-    total_reward: float = 0.0
-    decisions: int = 0
-    env_steps: int = 0
-
-
 def rollout(
     envs: PixelVectorEnv,
     policy: Policy,
@@ -91,76 +81,121 @@ def rollout(
         RuntimeError: if an environment raises, or an episode killed its worker three times.
         ValueError: if the policy's actions do not have the environment's size.
     """
-    n = envs.num_envs
-    waiting, attempts = deque(range(len(seeds))), [0] * len(seeds)
-    rows: list[_Playing | None] = [None] * n
-    results: dict[int, EpisodeResult] = {}
-    carry: Carry | None = None
-    actions, row_seeds = np.zeros(envs.action_space.shape or (), np.float32), np.full(n, -1, np.int64)
-    decisions = 0
-
+    table, carry, actions = _Table(envs, seeds, indices, writer), None, None
     with torch.no_grad(), torch_threads(torch.get_num_threads() - envs.num_workers):
-        while waiting or any(rows):
+        while table.waiting or table.live:
             if should_stop is not None and should_stop():
                 break
-            order = np.array([STEP if playing else IDLE for playing in rows], np.uint8)
-            starting = [row for row in range(n) if rows[row] is None][: len(waiting)]
-            jobs = [waiting.popleft() for _ in starting]
-            for row, job in zip(starting, jobs, strict=True):
-                rows[row], row_seeds[row], order[row] = _Playing(job), seeds[job], RESET
-            if starting:
-                fresh = begin(jobs) if begin else policy.initial(len(jobs), [_noise(seeds[j]) for j in jobs])
-                carry = write_rows(carry, fresh, starting, n)
-
-            crashed, observation, board = envs.tick(order, actions, row_seeds), envs.look(), envs.board
-            for row, playing in enumerate(rows):
-                if playing is None:
-                    continue
-                job, here = playing.job, {key: value[row] for key, value in observation.items()}
-                if crashed[row]:
-                    rows[row] = None
-                    waiting.appendleft(job)
-                    attempts[job] += 1
-                    if writer is not None and order[row] == STEP:
-                        writer.drop(row)
-                    if attempts[job] == ATTEMPTS:
-                        raise RuntimeError(
-                            f"the episode with seed {seeds[job]} killed its worker {ATTEMPTS} times: play it with "
-                            "num_workers=0 to see why"
-                        )
-                elif order[row] == RESET:
-                    if writer is not None:
-                        index = job if indices is None else indices[job]
-                        writer.begin(row, here, index, {"seed": seeds[job], **envs.description})
-                else:
-                    reward, terminated, truncated = board.reward[row], board.terminated[row], board.truncated[row]
-                    decisions += 1
-                    playing.decisions += 1
-                    playing.total_reward += float(reward)
-                    playing.env_steps += int(board.env_steps[row])
-                    if writer is not None:
-                        writer.step(row, actions[row].copy(), float(reward), bool(terminated), bool(truncated), here)
-                    if terminated or truncated:
-                        rows[row] = None
-                        sums = playing.total_reward, playing.decisions, playing.env_steps
-                        results[job] = EpisodeResult(seeds[job], *sums, bool(terminated), job)
+            rows, jobs = table.hand_out()
+            if rows:
+                fresh = begin(jobs) if begin else policy.initial(len(jobs), [derive_seed(seeds[j], 1) for j in jobs])
+                carry = write_rows(carry, fresh, rows, envs.num_envs)
+            crashed = envs.tick(table.order, actions, table.seeds)
+            observation = envs.look()
+            table.note(crashed, observation, actions)
             if progress is not None:
-                progress(len(results), len(seeds), decisions)
-            if carry is not None and any(rows):
-                actions, carry = policy(observation, order == RESET, carry)
-                if actions.shape != envs.action_space.shape:
-                    raise ValueError(
-                        f"the policy acts with {actions.shape[1:]} numbers but the environment takes "
-                        f"{envs.single_action_space.shape}: give the policy this action_size"
-                    )
-                # Box2D aborts the whole process on a NaN.
-                live = [row for row in range(n) if rows[row] is not None]
-                if not np.isfinite(actions[live]).all():
-                    raise ValueError(f"the policy acts with {actions[live]}: actions must be finite; mend the policy")
-    for row, playing in enumerate(rows):
-        if playing is not None and writer is not None:
-            writer.drop(row)
-    return [results[job] for job in sorted(results)]
+                progress(len(table.results), len(seeds), table.decisions)
+            if carry is not None and table.live:
+                actions, carry = policy(observation, table.order == RESET, carry)
+                _check(actions, table.live, envs)
+    table.leave()
+    return [table.results[job] for job in sorted(table.results)]
+
+
+class _Table:
+    """Which row plays which job, and what has come of it."""
+
+    def __init__(self, envs: PixelVectorEnv, seeds: list[int], indices: list[int] | None, writer: Any) -> None:
+        self.envs, self.job_seeds, self.indices, self.writer = envs, seeds, indices, writer
+        self.waiting, self.attempts = deque(range(len(seeds))), [0] * len(seeds)
+        self.rows: list[EpisodeResult | None] = [None] * envs.num_envs
+        self.results: dict[int, EpisodeResult] = {}
+        self.order, self.seeds = np.full(envs.num_envs, IDLE, np.uint8), np.full(envs.num_envs, -1, np.int64)
+        self.decisions = 0
+
+    @property
+    def live(self) -> list[int]:
+        """Rows that are playing."""
+        return [row for row, playing in enumerate(self.rows) if playing is not None]
+
+    def hand_out(self) -> tuple[list[int], list[int]]:
+        """Gives waiting jobs to free rows and orders the next tick; returns those rows and their jobs."""
+        self.order = np.array([IDLE if playing is None else STEP for playing in self.rows], np.uint8)
+        free = [row for row, playing in enumerate(self.rows) if playing is None][: len(self.waiting)]
+        jobs = [self.waiting.popleft() for _ in free]
+        for row, job in zip(free, jobs, strict=True):
+            seed = self.job_seeds[job]
+            self.rows[row] = EpisodeResult(seed, 0.0, 0, 0, False, job)
+            self.seeds[row], self.order[row] = seed, RESET
+        return free, jobs
+
+    def note(self, crashed: np.ndarray, observation: dict[str, np.ndarray], actions: np.ndarray | None) -> None:
+        """Takes down what a tick did to every row that plays."""
+        for row in self.live:
+            here = {key: value[row] for key, value in observation.items()}
+            if crashed[row]:
+                self._begin_again(row)
+            elif self.order[row] == RESET:
+                self._begin(row, here)
+            else:
+                assert actions is not None
+                self._step(row, actions[row], here)
+
+    def leave(self) -> None:
+        """Drops the episodes that are not finished."""
+        for row in self.live:
+            if self.writer is not None:
+                self.writer.drop(row)
+
+    def _begin(self, row: int, here: dict[str, np.ndarray]) -> None:
+        playing = self.rows[row]
+        if self.writer is not None and playing is not None:
+            index = playing.job if self.indices is None else self.indices[playing.job]
+            self.writer.begin(row, here, index, {"seed": playing.seed, **self.envs.description})
+
+    def _step(self, row: int, action: np.ndarray, here: dict[str, np.ndarray]) -> None:
+        board, before = self.envs.board, self.rows[row]
+        assert before is not None
+        reward = float(board.reward[row])
+        terminated, truncated = bool(board.terminated[row]), bool(board.truncated[row])
+        self.decisions += 1
+        playing = replace(
+            before,
+            total_reward=before.total_reward + reward,
+            decisions=before.decisions + 1,
+            env_steps=before.env_steps + int(board.env_steps[row]),
+            terminated=terminated,
+        )
+        if self.writer is not None:
+            self.writer.step(row, action.copy(), reward, terminated, truncated, here)
+        over = terminated or truncated
+        self.rows[row] = None if over else playing
+        if over:
+            self.results[playing.job] = playing
+
+    def _begin_again(self, row: int) -> None:
+        playing, self.rows[row] = self.rows[row], None
+        assert playing is not None
+        self.waiting.appendleft(playing.job)
+        self.attempts[playing.job] += 1
+        if self.writer is not None and self.order[row] == STEP:
+            self.writer.drop(row)
+        if self.attempts[playing.job] == ATTEMPTS:
+            raise RuntimeError(
+                f"the episode with seed {playing.seed} killed its worker {ATTEMPTS} times: play it with num_workers=0 "
+                "to see why"
+            )
+
+
+def _check(actions: np.ndarray, live: list[int], envs: PixelVectorEnv) -> None:
+    if actions.shape != envs.action_space.shape:
+        raise ValueError(
+            f"the policy acts with {actions.shape[1:]} numbers but the environment takes "
+            f"{envs.single_action_space.shape}: give the policy this action_size"
+        )
+    # Box2D aborts the whole process on a NaN.
+    if not np.isfinite(actions[live]).all():
+        raise ValueError(f"the policy acts with {actions[live]}: actions must be finite; mend the policy")
 
 
 def write_rows(carry: Carry | None, fresh: Carry, rows: list[int], n: int) -> Carry:
@@ -175,8 +210,3 @@ def write_rows(carry: Carry | None, fresh: Carry, rows: list[int], n: int) -> Ca
         written[key] = value.clone()
         written[key][torch.tensor(rows, device=value.device)] = fresh[key].to(value)
     return written
-
-
-def _noise(seed: int) -> int:
-    """The policy's seed that goes with an environment seed."""
-    return derive_seed(seed, 1)
