@@ -9,12 +9,12 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "__main__": 8,
     **dict.fromkeys(("cli", "commands", "settings"), 7),
-    **dict.fromkeys(("stages", "callbacks", "tools"), 6),
+    **dict.fromkeys(("stages", "callbacks", "tools", "checkpoints"), 6),
     **dict.fromkeys(("environments", "policies"), 5),
     **dict.fromkeys(("interfaces", "objectives", "planners"), 4),
     "dynamics": 3,
     "networks": 2,
-    **dict.fromkeys(("distributions", "optimizers", "datamodules", "recipes", "seeds", "checkpoints"), 1),
+    **dict.fromkeys(("distributions", "optimizers", "datamodules", "recipes", "seeds"), 1),
     "threads": 0,
 }
 # Rooms of one floor that may know a neighbour, and which.
