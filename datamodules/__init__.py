@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules.background import InBackground
     from datamodules.datamodule import EpisodeDataModule
     from datamodules.datasets import EpisodeDataset, FrameDataset, WholeEpisode, WindowDataset
     from datamodules.episode import Batch, Episode, Spec
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from datamodules.writer import EpisodeWriter
 
 ROOMS = {
+    "background": ["InBackground"],
     "datamodule": ["EpisodeDataModule"],
     "datasets": ["EpisodeDataset", "FrameDataset", "WholeEpisode", "WindowDataset"],
     "episode": ["Batch", "Episode", "Spec"],
@@ -49,6 +51,7 @@ __all__ = [
     "EpisodeStore",
     "EpisodeWriter",
     "FrameDataset",
+    "InBackground",
     "Sampler",
     "ShuffledFrames",
     "Spec",

@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
-from gymnasium import spaces
 
 from datamodules.episode import Spec
 from wmlightning.environments.suites import find_spec, make_env, make_registered
@@ -15,11 +14,15 @@ from wmlightning.recipes import Recorded
 class EnvFactory(Recorded):
     """Makes any registered gymnasium id look alike: pixels in, [-1, 1] or one-hot actions out.
 
+    Two families have the papers' habits: CarRacing, and ViZDoom's Take Cover, which takes one number: below -1/3 left,
+    above 1/3 right, else stay (see `environments.doom`).
+
     Args:
         id: a gymnasium id, such as CarRacing-v3 or wmlightning/DummyPixels-v0; "module:id" imports module first.
         action_repeat: environment steps a decision; their rewards are summed, and only the last one is drawn.
         size: side of the square image in pixels.
-        time_limit: environment steps after which an episode is truncated; None keeps the id's registered limit.
+        time_limit: environment steps after which an episode is truncated; None keeps the id's registered limit, or the
+            suite's habit (VizdoomTakeCover: 2,100).
         crop: rows [first, last) of the picture to keep; "auto" is the suite's habit (CarRacing: [0, 84], which cuts
             the indicators off; others: all), None keeps all.
         ignore_termination: step past the end until the time limit, as the World Models collection did; rewards after
@@ -71,7 +74,8 @@ class EnvFactory(Recorded):
             self._spec = Spec(
                 {"image": ((self.size, self.size, 3), "uint8")},
                 int(env.action_space.shape[0]),  # type: ignore[index]
-                discrete=isinstance(env.unwrapped.action_space, spaces.Discrete),
+                # The house's actions are [0, 1] where one of several is chosen and [-1, 1] elsewhere.
+                discrete=bool((env.action_space.low == 0).all()),  # type: ignore[attr-defined]
             )
             env.close()
         return self._spec

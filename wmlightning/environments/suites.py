@@ -26,7 +26,7 @@ PACKAGES = {
     "ALE/": ("ale_py", "ale-py"),
     "dm_control/": ("shimmy", "shimmy[dm-control]"),
     "MiniGrid": ("minigrid", "minigrid"),
-    "Vizdoom": ("vizdoom.gymnasium_wrapper", "vizdoom"),
+    "Vizdoom": ("vizdoom.gymnasium_wrapper", "wmlightning[doom]"),
 }
 """Beginnings of ids that another package registers: the module to import, the package to install."""
 
@@ -43,12 +43,16 @@ class Raw:
         actions: wraps it so that actions are in [-1, 1] or one-hot.
         look: gives the picture from the raw observation.
         crop: rows [first, last) of that picture to keep; None for all.
+        time_limit: environment steps, where the id registers none and the suite has a habit.
+        decisions: repeats actions, counts steps and ends episodes at the limit.
     """
 
     env: gym.Env
     actions: Callable[[gym.Env], gym.Env]
     look: Callable[[Any], np.ndarray]
     crop: list[int] | None = None
+    time_limit: int | None = None
+    decisions: Callable[..., gym.Env] = Decisions
 
 
 def make_env(
@@ -68,16 +72,17 @@ def make_env(
             pixels, no time limit where one is needed, or actions of another kind.
     """
     spec = find_spec(id)
-    limit = time_limit if time_limit is not None else spec.max_episode_steps
+    raw = make_raw(spec, kwargs or {}, pixels, crop)
+    limit = next((n for n in (time_limit, spec.max_episode_steps, raw.time_limit) if n is not None), None)
     if ignore_termination and limit is None:
         raise ValueError(f"{id} registers no time limit, so ignoring termination would never end: set time_limit")
-    raw = make_raw(spec, kwargs or {}, pixels, crop)
-    env = Decisions(raw.actions(raw.env), action_repeat, limit, ignore_termination)
+    env = raw.decisions(raw.actions(raw.env), action_repeat, limit, ignore_termination)
     return Pixels(env, raw.look, size, raw.crop)
 
 
 def make_registered(spec: EnvSpec, arguments: dict[str, Any]) -> gym.Env:
     """`make_env` in a process that may not know the id yet: a user's own registration travels with the call."""
+    _import_package(spec.id)
     gym.registry.setdefault(spec.id, spec)
     return make_env(**arguments)
 
@@ -94,12 +99,7 @@ def find_spec(id: str) -> EnvSpec:
             importlib.import_module(module)
         except ImportError as error:
             raise ValueError(f"{module}:{id} names a module that cannot be imported ({error}): mend the id") from error
-    for beginning, (module, package) in PACKAGES.items():
-        if id.startswith(beginning):
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                raise ValueError(f'{id} needs a package that is not here: pip install "{package}"') from error
+    _import_package(id)
     try:
         return gym.spec(id)
     except gym.error.Error as error:
@@ -108,10 +108,26 @@ def find_spec(id: str) -> EnvSpec:
         raise ValueError(f"gymnasium knows no environment {id!r}: {hint}") from error
 
 
+def _import_package(id: str) -> None:
+    """Imports the package that registers an id, if one is known.
+
+    Raises:
+        ValueError: naming the package to install, if it is not here.
+    """
+    for beginning, (module, package) in PACKAGES.items():
+        if id.startswith(beginning):
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise ValueError(f'{id} needs a package that is not here: pip install "{package}"') from error
+
+
 def make_raw(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None) -> Raw:
     """Picks the family."""
     if spec.entry_point == "gymnasium.envs.box2d.car_racing:CarRacing":
         return car_racing(spec, kwargs, pixels, crop)
+    if spec.id.startswith("Vizdoom"):
+        return doom(spec, kwargs, pixels, crop)
     return plain(spec, kwargs, pixels, crop)
 
 
@@ -155,6 +171,19 @@ def car_racing(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: 
     if (rows.stop or 0) > ALL_ROWS:
         raise ValueError(f"crop ends at row {rows.stop} but {spec.id} has {ALL_ROWS}: crop less")
     return Raw(env, actions, lambda _: car.look(rows))
+
+
+def doom(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None) -> Raw:
+    """ViZDoom: the screen, repeated inside the engine; Take Cover with the paper's action and time limit."""
+    from wmlightning.environments.doom import TAKE_COVER, TAKE_COVER_LIMIT, DoomDecisions, LastPicture, ThreeWay
+
+    if "frame_skip" in kwargs:
+        raise ValueError(f"{spec.id} is told frame_skip, which would count its steps wrongly: set action_repeat")
+    raw = plain(spec, kwargs, pixels or "screen", crop)
+    env = LastPicture(raw.env)
+    if spec.id == TAKE_COVER:
+        return replace(raw, env=env, actions=ThreeWay, time_limit=TAKE_COVER_LIMIT, decisions=DoomDecisions)
+    return replace(raw, env=env, decisions=DoomDecisions)
 
 
 def action_wrapper(env: gym.Env) -> Callable[[gym.Env], gym.Env]:

@@ -185,6 +185,9 @@ def serve(handle: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(handle)
     parent, file, sizes, rows = (connection.recv() for _ in range(4))
+    # What an environment starts (ViZDoom's engine) must not hold them too: a dead worker's connection would look alive.
+    os.set_inheritable(handle, False)
+    os.set_inheritable(file, False)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     try:
         import cv2

@@ -9,12 +9,12 @@ PACKAGES = ("torch", "lightning", "torchmetrics", "gymnasium", "h5py", "numpy", 
 
 
 def diagnose() -> list[tuple[bool, str]]:
-    """Checks Python, the packages, the devices and one rendered frame of CarRacing.
+    """Checks Python, the packages, the devices and one rendered frame each of CarRacing and Doom.
 
     Returns:
         Lines to print, each with whether it is in order.
     """
-    return [_check(check) for check in (_python, _packages, _device, _box2d)]
+    return [_check(check) for check in (_python, _packages, _device, _box2d, _doom)]
 
 
 def main(args: list[str]) -> int:
@@ -60,18 +60,21 @@ def _device() -> str:
 
 
 def _box2d() -> str:
-    try:
-        import Box2D  # noqa: F401  # pyright: ignore[reportMissingImports]
-        import pygame  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise RuntimeError(f"CarRacing cannot run ({error}): pip install 'wmlightning[box2d]'") from error
+    return _rendered("CarRacing-v3", "pip install --force-reinstall pygame-ce")
+
+
+def _doom() -> str:
+    return _rendered("VizdoomTakeCover-v1", "pip install --force-reinstall vizdoom")
+
+
+def _rendered(id: str, cure: str) -> str:
     from wmlightning.environments.factory import EnvFactory
 
-    env = EnvFactory("CarRacing-v3").make()
+    env = EnvFactory(id).make()
     try:
         image = env.reset(seed=0)[0]["image"]
     finally:
         env.close()
     if image.std() < 1:
-        raise RuntimeError("CarRacing renders an empty picture: pip install --force-reinstall pygame-ce")
-    return f"CarRacing-v3 renders {image.shape[1]}x{image.shape[0]} pictures without a display"
+        raise RuntimeError(f"{id} renders an empty picture: {cure}")
+    return f"{id} renders {image.shape[1]}x{image.shape[0]} pictures without a display"
