@@ -17,10 +17,11 @@ from datamodules.episode import Batch, Episode
 from datamodules.samplers import UniformWindows
 from datamodules.store import EpisodeStore
 from wmlightning.callbacks.dreams import LogDreams, horizon_curves, open_loop
-from wmlightning.callbacks.driving import LogDriving, drive
+from wmlightning.callbacks.driving import LogDreamDriving, LogDriving, drive
 from wmlightning.callbacks.pictures import LogPictures, PictureBook, undisturbed
 from wmlightning.callbacks.reconstructions import LogReconstructions, traversal
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
+from wmlightning.environments.dream import Dream
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.stages.controller import CMAESController
 from wmlightning.stages.mdn_rnn import MDNRNN
@@ -275,6 +276,22 @@ def test_c_shows_fitness_and_a_film_against_environment_steps(tmp_path, tiny_con
     assert [generation for generation, _ in callback.history["evaluated"]] == [2, 4]
     logged = [event.value for event in events.Scalars("controller/fitness_best")]
     assert [value for _, value in callback.history["best"]] == pytest.approx(logged)
+
+
+def test_c_shows_what_it_does_in_its_dream_against_dreamt_steps(tmp_path):
+    dream = Dream(temperature=1.5, max_steps=3, reward="alive")
+    environment = EnvFactory("wmlightning/DummyPixels-v0", time_limit=6)
+    stage = CMAESController(tiny_model(), environment, dream, population=4, episodes=2, evaluate_every=0)
+    stage.games.starts = torch.randn(2, 8)
+    fit(tmp_path, stage, callbacks=[LogDreamDriving(every=0)], steps=2)
+    events = events_in(tmp_path)
+    assert [image.step for image in events.Images("controller/dream")] == [2 * 4 * 2 * 3]
+    assert Image.open(tmp_path / "pictures/dream.gif").n_frames > 1
+
+
+def test_a_film_of_a_dream_is_refused_where_there_is_none(tmp_path, tiny_controller):
+    with pytest.raises(ValueError, match="use LogDriving, or set dream"):
+        fit(tmp_path, tiny_controller, callbacks=[LogDreamDriving()], steps=1)
 
 
 def test_a_resumed_controller_goes_on_with_its_curve(tmp_path, tiny_controller):

@@ -43,6 +43,20 @@ def test_one_step_is_that_of_torchs_own_cell():
     assert_close(cell.step(cell.project(x), hidden, memory), torchs(x, (hidden, memory)))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_step_without_gradients_is_the_same_bit_for_bit_and_leaves_its_arguments_alone(mixed):
+    cell, x, memory = LSTM(3, 4), torch.randn(8, 3), torch.randn(8, 8)
+    before = x.clone(), memory.clone()
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        expected = torch.cat(cell.step(cell.project(x), *memory.chunk(2, -1)), -1)
+        got = cell.advance(x, memory)
+    assert got.dtype == torch.float32
+    assert_close(got, expected, rtol=0.0, atol=0.02 if mixed else 0.0)
+    assert torch.equal(x, before[0])
+    assert torch.equal(memory, before[1])
+
+
 FORGETTING = {
     "never": [[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]],
     "at the start": [[1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]],

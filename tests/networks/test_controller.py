@@ -55,6 +55,15 @@ def test_a_population_acts_as_each_candidate_would_alone(hidden_size):
         assert torch.equal(together[row], controller(features[row : row + 1])[0])
 
 
+@pytest.mark.parametrize(("hidden_size", "bias"), [(0, True), (0, False), (7, True)])
+def test_candidates_with_as_many_rows_each_act_together_as_row_by_row(hidden_size, bias):
+    controller = Controller(latent_size=4, memory_size=6, hidden_size=hidden_size, bias=bias)
+    candidates, features = torch.randn(5, controller.size), torch.randn(5, 3, 16)
+    owner = torch.arange(5).repeat_interleave(3)
+    expected = controller.act(candidates, features.flatten(0, 1), owner).view(5, 3, 3)
+    assert_close(controller.act_together(candidates, features), expected)
+
+
 def test_the_first_controller_does_nothing():
     assert (Controller()(torch.randn(3, 544)) == 0).all()
 

@@ -2,45 +2,21 @@
 
 import json
 
-import lightning
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers.logger import Logger
+from controller_support import CUTS, AskToStop, Notes, WriteDown, assert_same, everything, tiny_model, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.policies.exploration import SmoothNoisePolicy
 from wmlightning.stages.controller import CMAESController
-from wmlightning.stages.mdn_rnn import MDNRNN
+from wmlightning.stages.games import RealGames
 from wmlightning.stages.stage import load
-from wmlightning.stages.vae import VAE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-
-
-class Notes(Logger):
-    """Keeps everything that is logged, as (x axis, metrics)."""
-
-    name, version = "notes", 0
-
-    def __init__(self):
-        super().__init__()
-        self.lines = []
-
-    def log_metrics(self, metrics, step=None):
-        metrics.pop("epoch", None)
-        self.lines.append((int(step), metrics))
-
-    def log_hyperparams(self, *args, **kwargs): ...
-
-
-def tiny_model():
-    torch.manual_seed(0)
-    return MDNRNN(VAE(4, depth=2), MDNLSTM(4, 2, 8, 2))
 
 
 def make(model=None, environment=None, **changes):
@@ -55,37 +31,6 @@ def make(model=None, environment=None, **changes):
     }
     dummy = EnvFactory("wmlightning/DummyPixels-v0", time_limit=4)
     return CMAESController(model or tiny_model(), environment or dummy, **(settings | changes))
-
-
-def trainer(folder, steps, *callbacks, **changes):
-    settings = {
-        "max_steps": steps,
-        "max_epochs": -1,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-        "use_distributed_sampler": False,
-        "default_root_dir": folder,
-        "callbacks": list(callbacks),
-    }
-    return lightning.Trainer(**(settings | changes))
-
-
-def assert_same(a, b):
-    """Equal bit for bit, all the way down."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def everything(stage, fitted):
-    return {"weights": stage.state_dict(), "search": fitted.optimizers[0].state_dict()}
 
 
 def play(stage, policy, episodes=16):
@@ -107,13 +52,6 @@ def test_evolution_beats_random_actions_and_the_first_controller(tmp_path):
     assert evolved > first + 1
 
 
-CUTS = {
-    "in the middle of an epoch": (3, {"every_n_train_steps": 3}),
-    "on its last batch": (4, {"every_n_train_steps": 4}),
-    "at its end": (4, {"every_n_epochs": 1, "save_on_train_epoch_end": True}),
-}
-
-
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, cut):
     generations, saving = CUTS[cut]
@@ -132,17 +70,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, cut):
     assert before.lines + after.lines == notes.lines
 
 
-class AskToStop(Callback):
-    """Sends SIGTERM's flag while a given generation is being played."""
-
-    def __init__(self, generation):
-        self.generation = generation
-
-    def on_train_batch_start(self, trainer, stage, batch, batch_idx):
-        if trainer.global_step == self.generation:
-            trainer._signal_connector.received_sigterm = True
-
-
 def test_an_interrupted_generation_leaves_no_trace_and_is_played_again(tmp_path):
     whole, uninterrupted = make(), trainer(tmp_path, 5)
     uninterrupted.fit(whole)
@@ -153,21 +80,11 @@ def test_an_interrupted_generation_leaves_no_trace_and_is_played_again(tmp_path)
     with pytest.raises(SIGTERMException):
         stopped.fit(cut)
     assert stopped.global_step == cut.trainer.optimizers[0].generation == 2
-    assert cut._envs is None
+    assert cut.games.envs is None
     (file,) = (tmp_path / "checkpoints").iterdir()
     resumed, second = make(), trainer(tmp_path, 5)
     second.fit(resumed, ckpt_path=file, weights_only=True)
     assert_same(everything(resumed, second), everything(whole, uninterrupted))
-
-
-class WriteDown(Callback):
-    """Leaves every rank's parameters in a file."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_end(self, trainer, stage):
-        torch.save(everything(stage, trainer), self.folder / f"rank{trainer.global_rank}.pt")
 
 
 def test_two_processes_find_exactly_what_one_finds(tmp_path):
@@ -206,8 +123,8 @@ def test_a_step_is_a_generation_and_environment_steps_are_on_the_x_axis(tmp_path
 
 
 def test_weight_decay_rewards_small_parameters(tmp_path, monkeypatch):
-    zeros = torch.zeros(2, 6, dtype=torch.float64)
-    monkeypatch.setattr(CMAESController, "_play", lambda *_: tuple(zeros))
+    zeros = torch.zeros(2, 6, 1, dtype=torch.float64)
+    monkeypatch.setattr(RealGames, "play", lambda *_: (zeros[0], zeros[1].long()))
     stage, notes = make(weight_decay=10.0, evaluate_every=0), Notes()
     candidates = stage.configure_optimizers().ask()
     trainer(tmp_path, 1, logger=notes).fit(stage)
@@ -287,11 +204,11 @@ def test_an_error_in_an_environment_closes_all_of_them(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("the track is flooded")
 
-    monkeypatch.setattr("wmlightning.stages.controller.rollout", broken)
+    monkeypatch.setattr("wmlightning.stages.games.rollout", broken)
     stage = make()
     with pytest.raises(RuntimeError, match="flooded"):
         trainer(tmp_path, 1).fit(stage)
-    assert stage._envs is None
+    assert stage.games.envs is None
 
 
 def test_mistakes_are_named():

@@ -5,11 +5,17 @@ from statistics import mean, stdev
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import wmlightning.environments.dummy  # noqa: F401  (registers the environments)
+from wmlightning.dynamics.mdn_rnn import MDNLSTM
+from wmlightning.environments.dream import Dream
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.policies.exploration import ConstantPolicy, HeldActionsPolicy
+from wmlightning.stages.controller import CMAESController
+from wmlightning.stages.mdn_rnn import MDNRNN
+from wmlightning.stages.vae import VAE
 from wmlightning.tools.evaluate import evaluate, interval, student_quantile
 
 
@@ -36,6 +42,7 @@ def test_the_result_is_that_of_its_returns(environment):
     assert result["ci95"] == pytest.approx(2.571 * stdev(result["returns"]) / 6**0.5, rel=1e-3)
     assert result["env_steps"] == 60
     assert result["env_steps_per_second"] > 0
+    assert {"id": "wmlightning/DummyPixels-v0", "size": 16, "time_limit": 10}.items() <= result["environment"].items()
 
 
 def test_no_two_episodes_share_a_seed_and_another_seed_gives_others(environment):
@@ -67,6 +74,21 @@ def test_the_result_is_written_as_json_and_an_episode_as_a_moving_picture(enviro
     result = evaluate(agent, environment, episodes=2, **files)
     assert json.loads((tmp_path / "e.json").read_text()) == result
     assert Image.open(tmp_path / "e.gif").n_frames > 1
+
+
+def test_an_agent_with_a_dream_is_scored_and_filmed_there_too(environment, tmp_path):
+    model = MDNRNN(VAE(4, depth=2), MDNLSTM(4, 2, 8, 2), reward_head=True).eval()
+    agent = CMAESController(model, EnvFactory("wmlightning/DummyPixels-v0", time_limit=4), Dream(max_steps=3))
+    agent.games.starts = torch.randn(5, 8)
+    files = {"json": str(tmp_path / "e.json"), "video": str(tmp_path / "e.gif")}
+    result = evaluate(agent, episodes=4, **files)
+    dream = result["dream"]
+    assert set(dream) == {"returns", "mean", "std", "ci95", "temperature", "episodes"}
+    assert (dream["temperature"], dream["episodes"], len(dream["returns"])) == (1.0, 4, 4)
+    assert dream["mean"] == pytest.approx(mean(dream["returns"]))
+    assert dream["returns"] == agent.dreamt_returns(result["seeds"]).tolist()
+    assert json.loads((tmp_path / "e.json").read_text()) == result
+    assert Image.open(tmp_path / "e_dream.gif").n_frames > 1
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,19 @@
-"""How C drives: the current mean in the real environment, and its fitness over the generations."""
+"""How C drives: the present mean in the real environment or in its dream, and its fitness over the generations."""
 
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from lightning import Trainer
+from torch import Tensor
 
 from wmlightning.callbacks.charts import line_chart
 from wmlightning.callbacks.images import Picture, captioned, evenly
 from wmlightning.callbacks.pictures import LogPictures, PictureBook
+from wmlightning.environments.dream import Dream, DreamEnv
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Policy
@@ -67,15 +73,57 @@ def drive(policy: Policy, environment: EnvFactory, seed: int, frames: int = 150,
     return [captioned(recorder.images[k], f"{note}step {k}  return {returns[k]:.1f}") for k in chosen]
 
 
-class LogDriving(LogPictures):
-    """Shows the controller at work: `controller/driving`, a GIF of the present mean, and `controller/fitness`, a chart.
+def drive_dream(
+    model: Any,
+    policy: Any,
+    dream: Dream,
+    starts: Float[Tensor, "starts embed"],
+    seed: int,
+    frames: int = 150,
+    note: str = "",
+) -> list[Picture]:
+    """Dreams one episode and returns its decoded pictures, captioned as those of `drive`.
+
+    Args:
+        model: the world dreamt in.
+        policy: a `LatentPolicy`; its controller acts on the dream's own states.
+        dream: what the dream is like.
+        starts: embeds of first frames, (S, E).
+        seed: names first frame and noise.
+        frames: longer dreams are thinned out to this many, evenly.
+        note: put before step and return.
+    """
+    env, act = DreamEnv(model, dream, starts, policy.discrete), _actions(policy)
+    features, total, over = env.reset(seed=seed)[0], 0.0, False
+    pictures, returns = [env.render()], [0.0]
+    while not over:
+        features, reward, terminated, truncated, _ = env.step(act(features))
+        total, over = total + reward, terminated or truncated
+        pictures.append(env.render())
+        returns.append(total)
+    chosen = evenly(len(pictures), frames)
+    return [captioned(pictures[k], f"{note}step {k}  return {returns[k]:.1f}") for k in chosen]  # type: ignore[arg-type]
+
+
+def _actions(policy: Any) -> Callable[[np.ndarray], Any]:
+    owner = torch.zeros(1, dtype=torch.int64, device=policy.candidates.device)
+
+    def act(features: np.ndarray) -> Any:
+        action = policy.controller.act(policy.candidates, torch.from_numpy(features)[None].to(owner.device), owner)[0]
+        return int(action.argmax()) if policy.discrete else action.cpu().numpy()
+
+    return act
+
+
+class LogFilms(LogPictures):
+    """Shows the controller at work (abstract): a GIF of the present mean, and `controller/fitness`, a chart.
 
     The episode is always the same one, so that films can be compared. The chart's numbers are kept in the checkpoint,
     so that a resumed run draws the whole curve.
 
     Args:
         every: generations between two drawings; 0 draws only when training ends.
-        seed: of the environment filmed.
+        seed: of the episode filmed.
         frames: longer episodes are thinned out to this many pictures.
         fps: pictures a second.
     """
@@ -106,8 +154,12 @@ class LogDriving(LogPictures):
     def draw(self, trainer: Trainer, stage: Any, book: PictureBook, step: int) -> None:
         """Draws the chart and the film."""
         book.add("controller/fitness", self.chart(), step)
-        film = drive(stage.policy(explore=True), stage.environment, self.seed, self.frames, f"generation {step}  ")
-        book.add_gif("controller/driving", film, step, self.fps)
+        name, film = self.film(stage, f"generation {step}  ")
+        book.add_gif(name, film, step, self.fps)
+
+    @abstractmethod
+    def film(self, stage: Any, note: str) -> tuple[str, list[Picture]]:
+        """One episode of the present mean: the picture's name, and its frames."""
 
     def chart(self) -> Picture:
         """Fitness over the generations."""
@@ -116,3 +168,34 @@ class LogDriving(LogPictures):
         }
         lines = {text: (list(x), list(y)) for text, (x, y) in curves.items()}
         return line_chart(lines, "Fitness of the population, and return of its mean", "generation", "", (760, 320))
+
+
+class LogDriving(LogFilms):
+    """Films the present mean in the real environment: `controller/driving`; see `LogFilms`."""
+
+    def film(self, stage: Any, note: str) -> tuple[str, list[Picture]]:
+        """One real episode; it counts nowhere."""
+        film = drive(stage.policy(explore=True), stage.environment, self.seed, self.frames, note)
+        return "controller/driving", film
+
+
+class LogDreamDriving(LogFilms):
+    """Films the present mean in the dream it is trained in: `controller/dream`; see `LogFilms`.
+
+    What a controller exploits that lives off its model's mistakes can be seen here.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Refuses a controller that has no dream.
+
+        Raises:
+            ValueError: saying which callback to use instead.
+        """
+        if getattr(pl_module, "dream", None) is None:
+            raise ValueError("LogDreamDriving films dreams but this controller has none: use LogDriving, or set dream")
+
+    def film(self, stage: Any, note: str) -> tuple[str, list[Picture]]:
+        """One dream."""
+        policy, starts = stage.policy(explore=True), stage.games.starts
+        film = drive_dream(stage.model, policy, stage.dream, starts, self.seed, self.frames, note)
+        return "controller/dream", film

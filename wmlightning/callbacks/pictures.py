@@ -29,8 +29,8 @@ class PictureBook:
     Args:
         folder: made when the first picture comes.
         loggers: Lightning loggers; those that are not TensorBoard's get scalars only.
-        env_steps: environment steps made so far, where a stage acts: what its curves have on the x axis. None takes
-            the step given with each picture.
+        env_steps: steps played so far, real or dreamt, where a stage acts: what its curves have on the x axis. None
+            takes the step given with each picture.
     """
 
     def __init__(self, folder: str | Path, loggers: Iterable[Logger] = (), env_steps: int | None = None) -> None:
@@ -39,7 +39,7 @@ class PictureBook:
     @classmethod
     def of(cls, trainer: Trainer) -> "PictureBook":
         """The book of a Lightning run: `<default_root_dir>/pictures`, and the run's loggers."""
-        env_steps = getattr(trainer.lightning_module, "env_steps", None)
+        env_steps = getattr(trainer.lightning_module, "steps_played", None)
         folder = Path(trainer.default_root_dir) / "pictures"
         return cls(folder, trainer.loggers, None if env_steps is None else int(env_steps))
 

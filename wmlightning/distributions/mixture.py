@@ -78,14 +78,19 @@ class GaussianMixture:
             noise: uniform numbers in [0, 1), which choose the components, and standard normal numbers, each (..., D);
                 None draws both from torch's generator.
         """
+        logits, means, log_stds = self._params.unbind(-3)
         if noise is None:
-            like = self.means[..., 0]
-            noise = torch.rand_like(like), torch.randn_like(like)
+            noise = torch.rand_like(means[..., 0, :]), torch.randn_like(means[..., 0, :])
         uniform, normal = noise
-        below = (self.logits / self.temperature).softmax(-1).cumsum(-1)[..., :-1]
-        chosen = (uniform[..., None] >= below).sum(-1, keepdim=True)
-        mean, log_std = self.means.gather(-1, chosen)[..., 0], self.log_std.gather(-1, chosen)[..., 0]
-        return mean + log_std.exp() * math.sqrt(self.temperature) * normal
+        # Component by component, (..., D) at a time: several times faster than cumsum over the short axis of all.
+        weights = (logits / self.temperature).softmax(-2).unbind(-2)
+        below, chosen = torch.zeros_like(weights[0]), torch.zeros_like(weights[0], dtype=torch.int64)
+        for weight in weights[:-1]:
+            below = below + weight
+            chosen += uniform >= below
+        index = chosen.unsqueeze(-2)
+        mean, log_std = (part.gather(-2, index).squeeze(-2) for part in (means, log_stds))
+        return torch.addcmul(mean, log_std.exp(), normal.to(mean), value=math.sqrt(self.temperature))
 
 
 class _LogProb(torch.autograd.Function):

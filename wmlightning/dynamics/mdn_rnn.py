@@ -160,6 +160,17 @@ class MDNLSTM(Recorded, nn.Module):
         params = self.head(deter[..., : self.hidden_size])
         return State(deter, self.mixture(params, temperature).sample(noise), params)
 
+    def observe_noise(self, rows: int, generator: torch.Generator) -> Float[Tensor, "rows latent"]:
+        """The noise that `observe_step` takes for so many rows, from a generator on this memory's device."""
+        return torch.randn(rows, self.latent_size, generator=generator, device=generator.device)
+
+    def imagine_noise(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The noise that `imagine_step` takes for so many rows, from a generator on this memory's device."""
+        sizes, device = (rows, self.latent_size), generator.device
+        return torch.rand(sizes, generator=generator, device=device), torch.randn(
+            sizes, generator=generator, device=device
+        )
+
     def imagine(self, state: State, actions: Float[Tensor, "rows horizon action"], temperature: float = 1.0) -> State:
         """Dreams H steps: start (N) and actions (N, H, A) to states (N, H), start excluded.
 
@@ -176,8 +187,10 @@ class MDNLSTM(Recorded, nn.Module):
         return State(deter, code, embed), prior
 
     def _advance(self, state: State, action: Tensor) -> Tensor:
-        parts = [state.stoch, action, *self._marks(state)]
-        return torch.cat(self.cell.step(self.cell.project(torch.cat(parts, -1)), *state.deter.chunk(2, -1)), -1)
+        inputs = torch.cat([state.stoch, action, *self._marks(state)], -1)
+        if not torch.is_grad_enabled():
+            return self.cell.advance(inputs, state.deter)
+        return torch.cat(self.cell.step(self.cell.project(inputs), *state.deter.chunk(2, -1)), -1)
 
     def _inputs(self, state: State, codes: Tensor, actions: Tensor, is_first: Tensor) -> Tensor:
         """What the LSTM consumes at every t: the code before, the action, and (Doom) whether that code was a first.
@@ -193,4 +206,5 @@ class MDNLSTM(Recorded, nn.Module):
         return torch.cat(parts, -1)
 
     def _marks(self, state: State) -> list[Tensor]:
-        return [(state.deter == 0).all(-1, keepdim=True).to(state.stoch.dtype)] if self.input_is_first else []
+        # A few numbers tell as surely as all of them.
+        return [(state.deter[:, :16] == 0).all(-1, keepdim=True).to(state.stoch.dtype)] if self.input_is_first else []

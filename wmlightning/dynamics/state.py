@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class State:
     stoch: Tensor
     params: Tensor
 
-    @property
+    @cached_property
     def features(self) -> Tensor:
         """What every head and every controller sees: [stoch, deter], (..., S + D)."""
         return torch.cat([self.stoch, self.deter], -1)

@@ -45,6 +45,27 @@ class LSTM(nn.Module):
         cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
         return leave.sigmoid() * cell.tanh(), cell
 
+    def advance(
+        self, inputs: Float[Tensor, "rows input"], memory: Float[Tensor, "rows two_hidden"]
+    ) -> Float[Tensor, "rows two_hidden"]:
+        """`project` and `step` for where no gradient is wanted: the same bits, its temporaries used again and again.
+
+        Args:
+            inputs: x, shape (N, input).
+            memory: [h, c] side by side, shape (N, 2 * hidden).
+
+        Returns:
+            The next [h, c], shape (N, 2 * hidden).
+        """
+        hidden, cell = memory.chunk(2, -1)
+        gates = self.project(inputs).add_(functional.linear(hidden, self.hidden_weight))
+        enter, keep, new, leave = gates.chunk(4, -1)
+        after = torch.empty_like(memory)
+        next_hidden, next_cell = after.chunk(2, -1)
+        torch.mul(keep.sigmoid_(), cell, out=next_cell).add_(enter.sigmoid_().mul_(new.tanh_()))
+        torch.mul(leave.sigmoid_(), next_cell.tanh(), out=next_hidden)
+        return after
+
     def project(self, inputs: Float[Tensor, "*batch input"]) -> Float[Tensor, "*batch gates"]:
         """The part of the gates that does not depend on the memory: (..., input) to (..., 4 * hidden)."""
         return functional.linear(inputs, self.input_weight, self.bias)

@@ -82,3 +82,27 @@ class Controller(Recorded, nn.Module):
                 hidden = hidden + theta[:, start:end, None]
             hidden, start = torch.tanh(hidden), end
         return hidden.squeeze(-1)
+
+    def act_together(
+        self, candidates: Float[Tensor, "population size"], features: Float[Tensor, "population episodes features"]
+    ) -> Float[Tensor, "population episodes action"]:
+        """As `act` where every candidate has as many rows as any other: one product a candidate, not one a row.
+
+        Args:
+            candidates: parameter vectors, (P, n).
+            features: [z, h, c] of each candidate's rows, (P, E, F).
+
+        Returns:
+            Actions in [-1, 1], (P, E, A).
+        """
+        hidden, start = features[..., : self.input_size], 0
+        for outputs, inputs in self.shapes:
+            end = start + outputs * inputs
+            weight = candidates[:, start:end].unflatten(1, (outputs, inputs)).mT
+            if self.bias:
+                start, end = end, end + outputs
+                hidden = torch.baddbmm(candidates[:, None, start:end], hidden, weight)
+            else:
+                hidden = torch.bmm(hidden, weight)
+            hidden, start = torch.tanh(hidden), end
+        return hidden

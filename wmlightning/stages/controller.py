@@ -1,22 +1,23 @@
-"""C of World Models: evolves a small controller in the real environment, on the features of a frozen V and M."""
+"""C of World Models: evolves a small controller, in the real environment or in its dream, on a frozen V and M."""
 
 import warnings
 from collections.abc import Iterable
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from datamodules.datamodule import Loader
+from wmlightning.environments.dream import Dream
 from wmlightning.environments.factory import EnvFactory
-from wmlightning.environments.rollout import rollout
 from wmlightning.networks.controller import Controller
 from wmlightning.optimizers.cmaes import CMAES
 from wmlightning.policies.latent import LatentPolicy
 from wmlightning.seeds import derive_seed
+from wmlightning.stages.games import DreamtGames, RealGames
 from wmlightning.stages.mdn_rnn import MDNRNN
-from wmlightning.stages.stage import Stage, loaded
+from wmlightning.stages.stage import Stage, loaded, warm_start
 
 
 class CMAESController(Stage):
@@ -24,52 +25,65 @@ class CMAESController(Stage):
 
         fitness of a candidate theta  =  mean over episodes of return  -  weight_decay * mean(theta^2)      (maximised)
 
-    All candidates act in one batched pass: V and M once for all live environments. Several processes share out the
-    episodes of a generation and tell the search the same numbers, so that they find what one process finds. A
-    generation is a function of (seed, generation); one that is interrupted is played again from its start.
+    Without a `dream`, candidates play in the real environment, with V and M once for all live environments. With one
+    they play inside M, population x episodes as one batch, and nothing real is seen; `evaluate` then measures how the
+    controller does in the real environment. Several processes share out a generation and tell the search the same
+    numbers, so that they find what one process finds. A generation is a function of (seed, generation); one that is
+    interrupted is played again from its start.
 
     The distribution's mean is the module's `controller`. Every `evaluate_every` generations the mean plays episodes of
-    its own, always the same ones, and the best mean so far is kept beside it. CMA-ES explores by its population and
-    adds no noise to actions, so `policy(explore=True)` is the present mean and `policy(explore=False)` the best mean
-    that was evaluated, or the present one where none has been.
+    its own, where the generations are played and always the same ones, and the best mean so far is kept beside it.
+    CMA-ES explores by its population and adds no noise to actions, so `policy(explore=True)` is the present mean and
+    `policy(explore=False)` the best mean that was evaluated, or the present one where none has been.
 
     Logged per generation, against environment steps: `controller/fitness_best`, `fitness_mean`, `return_mean`, `sigma`,
-    `generation`, `env_steps` (training only), and where the mean was evaluated `evaluated_return`.
+    `generation`, `env_steps` (real ones in training), and where the mean was evaluated `evaluated_return`. In a dream,
+    `dream_steps` too, against which all is logged, and `dream_return`, the last evaluation, as a result of the fit.
 
     Args:
         model: V and M, or the path of M's checkpoint. Frozen; its weights travel in C's checkpoint.
-        environment: where to act.
+        environment: the real environment: where `evaluate` plays, and what actions are like.
+        dream: evolve inside M, in such dreams; null for the real environment.
+        start: checkpoint of an earlier controller, whose mean the search begins at; null begins at zero. V, M and sigma
+            are this run's own.
         features: what the controller sees: "z", "zh" or "zch".
         hidden_size: units of the controller's hidden layer; 0 for none.
         bias: whether the controller's layers have biases.
         population: candidates per generation.
         episodes: episodes a candidate plays per generation.
-        sigma: first standard deviation of the parameters, which start at zero.
+        sigma: first standard deviation of the parameters.
         weight_decay: punishes large parameters; the authors' code has its sign the other way round.
-        seeds: environment seeds of a generation: "shared" gives every candidate the same ones, "antithetic" gives
-            candidates i and i + population / 2 the same ones (as the authors do), "independent" never repeats one.
+        seeds: seeds of a generation's episodes: "shared" gives every candidate the same ones, "antithetic" gives
+            candidates i and i + population / 2 the same ones (as the authors do), "independent" never repeats one. The
+            same seed is the same track, or the same first frame and noise.
         generations_per_epoch: generations in an epoch.
         evaluate_every: generations between evaluations of the mean; 0 for none.
         evaluation_episodes: episodes in such an evaluation (the paper: 1,024).
-        num_envs: environments side by side in each process; results do not depend on it beyond rounding.
+        num_envs: real environments side by side in each process, where generations are played in them; results do not
+            depend on it beyond rounding.
         num_workers: worker processes for them, in each process; 0 keeps them in this one.
         seed: names candidates, environments and noise.
 
     Raises:
-        ValueError: if the environment's actions are not those M knows, or seeds are antithetic and the population odd.
+        ValueError: if the environment's actions are not those M knows, seeds are antithetic and the population odd, M
+            lacks a head that the dream needs, or `start` holds another kind of controller.
 
-    Source: Ha and Schmidhuber 2018, section 2.4 and appendix; their released code (carracing/train.py), which also
-    rounds candidates to four decimals before it evaluates them.
+    Source: Ha and Schmidhuber 2018, sections 2.4 and 4 and appendix; their released code (carracing/train.py), which
+    also rounds candidates to four decimals before it evaluates them.
     """
 
     theta_best: Tensor
     return_best: Tensor
     env_steps: Tensor
+    dream_steps: Tensor
+    dream_return: Tensor
 
     def __init__(
         self,
         model: MDNRNN | str,
         environment: EnvFactory,
+        dream: Dream | None = None,
+        start: str | None = None,
         features: Literal["z", "zh", "zch"] = "zh",
         hidden_size: int = 0,
         bias: bool = True,
@@ -96,20 +110,33 @@ class CMAESController(Stage):
         memory = self.model.dynamics
         sizes = memory.latent_size, memory.hidden_size, memory.action_size
         self.controller = Controller(features, *sizes, hidden_size, bias)
-        self.environment, self.num_envs, self.num_workers = environment, num_envs, num_workers
+        if start is not None:
+            warm_start(self, start, ("controller",))
+        self.environment, self.dream = environment, dream
         self.population, self.episodes, self.sigma, self.weight_decay = population, episodes, sigma, weight_decay
         self.seeds, self.generations_per_epoch = seeds, generations_per_epoch
         self.evaluate_every, self.evaluation_episodes = evaluate_every, evaluation_episodes
         self.register_buffer("theta_best", self.controller.theta.detach().clone())
         self.register_buffer("return_best", torch.tensor(float("-inf"), dtype=torch.float64))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
-        self._envs: Any = None
+        self.games: RealGames | DreamtGames
+        if dream is None:
+            self.games = RealGames(environment, num_envs, num_workers, self._policy_of)
+        else:
+            self.games = DreamtGames(dream, self.model, self.controller, environment)
+            self.register_buffer("dream_steps", torch.zeros((), dtype=torch.int64))
+            self.register_buffer("dream_return", torch.tensor(float("nan"), dtype=torch.float64))
 
     def train(self, mode: bool = True) -> "CMAESController":
         """Sets the mode of everything but V and M, which stay in evaluation mode."""
         super().train(mode)
         self.model.eval()
         return self
+
+    @property
+    def steps_played(self) -> Tensor:
+        """Steps in training so far, real or dreamt: what curves have on their x axis."""
+        return getattr(self, self.games.counter)
 
     def policy(self, explore: bool = False) -> LatentPolicy:
         """The present mean, or, without exploring, the best mean that was evaluated."""
@@ -139,15 +166,16 @@ class CMAESController(Stage):
         generation, candidates = search.generation + 1, search.ask()
         evaluated = None
         try:
-            returns, env_steps = self._play_generation(candidates, search.generation)
+            episodes, steps = self.games.play(candidates, self.generation_seeds(search.generation), self.trainer)
+            returns = episodes.mean(1)
             fitness = returns - self.weight_decay * candidates.square().mean(1)
             if self.evaluate_every and generation % self.evaluate_every == 0:
                 evaluated = self._evaluate(search.mean_after(-fitness))
         except BaseException:
-            self._close()
+            self.games.close()
             raise
         # Only from here on does anything change, so that an interrupted generation leaves no trace.
-        self.env_steps += env_steps
+        self.steps_played.add_(steps.sum())
         # Lightning strips a closure of its arguments, and counts the step.
         optimizer.step(lambda: -fitness)
         quantities = {
@@ -157,26 +185,32 @@ class CMAESController(Stage):
             "sigma": search.sigma,
             "generation": float(generation),
             "env_steps": self.env_steps.double(),
+            self.games.counter: self.steps_played.double(),
         }
         named = {f"controller/{name}": value for name, value in quantities.items()}
         self.log_dict(named, on_step=True, on_epoch=False)
-        self.log("step", self.env_steps.double(), on_step=True, on_epoch=False)
+        self.log("step", self.steps_played.double(), on_step=True, on_epoch=False)
         if evaluated is not None:
             self._note_evaluation(evaluated)
 
     def on_fit_start(self) -> None:
-        """Silences two warnings of Lightning that are false alarms here."""
+        """Makes ready to play, and silences two warnings of Lightning that are false alarms here."""
         # V and M rest in evaluation mode on purpose; a checkpoint after the step is the one that continues exactly.
         warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
+        self._check_actions()
+        self.games.prepare()
 
     def on_fit_end(self) -> None:
-        """Closes the environments."""
-        self._close()
+        """Closes the environments; what the mean last came to in the dream is a result of the fit."""
+        self.games.close()
+        if self.dream is not None and bool(self.dream_return.isfinite()):
+            # Not by `self.log`: a resumed fit may have nothing left to play.
+            self.trainer.callback_metrics["controller/dream_return"] = self.dream_return.clone()
 
     def teardown(self, stage: str) -> None:
         """Closes the environments."""
-        self._close()
+        self.games.close()
 
     def generation_seeds(self, generation: int) -> list[int]:
         """Environment seeds of a generation, candidate by candidate; always even, evaluation's are odd."""
@@ -189,61 +223,39 @@ class CMAESController(Stage):
         first = derive_seed(self.seed) | 1
         return [(first + 2 * k) % 2**32 for k in range(self.evaluation_episodes)]
 
-    def _play_generation(self, candidates: Tensor, generation: int) -> tuple[Tensor, int]:
-        owners = [candidate for candidate in range(self.population) for _ in range(self.episodes)]
-        returns, env_steps = self._play(candidates, owners, self.generation_seeds(generation))
-        return returns.view(self.population, self.episodes).mean(1), int(env_steps.sum())
+    def dreamt_returns(self, seeds: list[int], explore: bool = False) -> np.ndarray:
+        """What `policy(explore)` comes to in the dream: one return for each seed, in this process.
+
+        Raises:
+            ValueError: if the controller has no dream, or was never trained in it.
+        """
+        if not isinstance(self.games, DreamtGames):
+            raise ValueError("this controller was trained in the real environment: it has no dream to play in")
+        return self.games.play(self.policy(explore).candidates, seeds)[0][0].numpy()
 
     def _evaluate(self, theta: Tensor) -> float:
-        seeds = self.evaluation_seeds()
-        return float(self._play(theta[None], [0] * len(seeds), seeds)[0].mean())
+        return float(self.games.play(theta[None], self.evaluation_seeds(), self.trainer)[0].mean())
 
     def _note_evaluation(self, mean_return: float) -> None:
         if mean_return > self.return_best:
             self.return_best.fill_(mean_return)
             self.theta_best.copy_(self.controller.theta.detach())
+        if self.dream is not None:
+            self.dream_return.fill_(mean_return)
         # For callbacks. In the log Lightning would repeat it until the end of the epoch, so that goes by another way.
         self.log("controller/evaluated_return", mean_return, logger=False, on_step=True, on_epoch=False)
         for logger in self.loggers:
-            logger.log_metrics({"controller/evaluated_return": mean_return}, step=int(self.env_steps))
+            logger.log_metrics({"controller/evaluated_return": mean_return}, step=int(self.steps_played))
 
-    def _play(self, candidates: Tensor, owners: list[int], seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Plays every (owner, seed), this process its share; returns and environment steps of all, float64 (jobs,)."""
-        if self._envs is None:
-            self._envs = self.environment.vector(self.num_envs, self.num_workers)
-        policy = self._policy_of(candidates)
-        share = range(self.global_rank, len(seeds), self.trainer.world_size)
-        results = rollout(
-            self._envs,
-            policy,
-            [seeds[job] for job in share],
-            begin=lambda jobs: policy.begin(
-                [owners[share[j]] for j in jobs], [derive_seed(seeds[share[j]], 1) for j in jobs]
-            ),
-            should_stop=lambda: self.trainer.received_sigterm,
-        )
-        if len(results) < len(share):
-            # As Lightning does between batches: the last finished generation is saved, this one will be played again.
-            raise SIGTERMException
-        scores = torch.zeros(2, len(seeds), dtype=torch.float64)
-        for job, result in zip(share, results, strict=True):
-            scores[0, job], scores[1, job] = result.total_reward, result.env_steps
-        if self.trainer.world_size > 1:
-            # Every number is added to zeros only, so that no rounding depends on the number of processes.
-            scores = cast(Tensor, self.trainer.strategy.reduce(scores.to(self.device), reduce_op="sum")).cpu()
-        return scores[0], scores[1]
+    def _check_actions(self) -> None:
+        size, known = self.environment.spec.action_size, self.model.dynamics.action_size
+        if size != known:
+            raise ValueError(
+                f"the environment's actions have {size} numbers but M was trained on {known}: give C the environment "
+                "that M's episodes came from"
+            )
 
     def _policy_of(self, candidates: Tensor) -> LatentPolicy:
-        spec, known = self.environment.spec, self.model.dynamics.action_size
-        if spec.action_size != known:
-            raise ValueError(
-                f"the environment's actions have {spec.action_size} numbers but M was trained on {known}: give C the "
-                "environment that M's episodes came from"
-            )
+        self._check_actions()
         theta = candidates.to(self.controller.theta)
-        return LatentPolicy(self.model, self.controller, theta, spec.discrete)
-
-    def _close(self) -> None:
-        envs, self._envs = self._envs, None
-        if envs is not None:
-            envs.close()
+        return LatentPolicy(self.model, self.controller, theta, self.environment.spec.discrete)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from wmlightning.callbacks.driving import drive
-from wmlightning.callbacks.images import encode_gif
 from datamodules.files import write_atomically
+from wmlightning.callbacks.driving import drive, drive_dream
+from wmlightning.callbacks.images import Picture, encode_gif
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Policy
-from wmlightning.recipes import Recorded
+from wmlightning.recipes import Recorded, recipe_of
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.stage import load
 
@@ -33,7 +33,8 @@ def evaluate(
     """Plays an agent, without exploration, for many episodes.
 
     Every episode has an environment seed of its own, and every baseline plays the same seeds, so that differences are
-    taken episode by episode.
+    taken episode by episode. An agent that learned in a dream is also played there, by the same controller: how far the
+    two scores are apart is what the dream was worth.
 
     Args:
         agent: path of a checkpoint, from which alone the agent is rebuilt, or anything with a `policy(explore)`.
@@ -44,18 +45,22 @@ def evaluate(
         num_workers: processes they are spread over; 0 keeps them in this one.
         baselines: name -> policy, to play the same episodes.
         json: file to write the result to.
-        video: .gif file for the first episode, played once more and filmed as the agent sees it.
+        video: .gif file for the first episode, played once more and filmed as the agent sees it. Of an agent with a
+            dream, a dream is filmed too and written beside it: NAME_dream.gif.
 
     Returns:
         `returns`, `mean`, `std` (of a sample), `ci95` (half-width of Student's interval of the mean), `episodes`,
-        `env_steps` and `env_steps_per_second`, `seeds`, `environment` (its recipe is in the checkpoint) and for each
+        `env_steps` and `env_steps_per_second`, `seeds`, `environment` (all its settings) and for each
         baseline `returns`, `mean`, `std`, `ci95`, `difference` (mean of agent minus baseline) and `difference_ci95`.
+        Of an agent with a dream also `dream`: `returns`, `mean`, `std`, `ci95`, `temperature` and `episodes`.
 
     Raises:
         ValueError: if the checkpoint holds nothing that acts, or there is no environment to play in.
     """
     if episodes < 2:
         raise ValueError(f"episodes is {episodes}, but an interval needs at least 2: ask for more")
+    if video is not None and Path(video).suffix != ".gif":
+        raise ValueError(f"--video {video}: videos are written as animated GIF, so end the name in .gif")
     if isinstance(agent, str | Path):
         agent = load(agent)
     if not hasattr(agent, "policy"):
@@ -70,7 +75,9 @@ def evaluate(
     envs = environment.vector(min(num_envs, episodes), num_workers)
     try:
         result = _play("agent", agent.policy(explore=False), envs, seeds)
-        result |= {"episodes": episodes, "seed": seed, "seeds": seeds, "environment": environment.id, "baselines": {}}
+        result |= {"episodes": episodes, "seed": seed, "seeds": seeds, "baselines": {}}
+        # With every rule that a score depends on: action repeat, time limit, when a lap counts.
+        result["environment"] = recipe_of(environment)["init_args"]
         for name, policy in (baselines or {}).items():
             beside = _play(name, policy, envs, seeds)  # type: ignore[arg-type]
             gain = np.subtract(result["returns"], beside["returns"])
@@ -78,8 +85,16 @@ def evaluate(
             result["baselines"][name] = beside
     finally:
         envs.close()
+    dream = getattr(agent, "dream", None)
+    if dream is not None:
+        returns = agent.dreamt_returns(seeds).tolist()
+        result["dream"] = statistics(returns) | {"temperature": dream.temperature, "episodes": episodes}
     if video is not None:
-        record(agent.policy(explore=False), environment, seeds[0], video)
+        record(drive(agent.policy(explore=False), environment, seeds[0], frames=300), video)
+        if dream is not None:
+            policy, starts = agent.policy(explore=False), agent.games.starts
+            film = drive_dream(agent.model, policy, dream, starts, seeds[0], frames=300)
+            record(film, Path(video).with_name(f"{Path(video).stem}_dream.gif"))
     if json is not None:
         write_atomically(json, lambda file: file.write((dumps(result, indent=2) + "\n").encode()))
     return result
@@ -96,13 +111,19 @@ def _play(name: str, policy: Policy, envs: Any, seeds: list[int]) -> dict[str, A
         results = rollout(envs, policy, seeds, progress=progress)
     returns = [result.total_reward for result in results]
     env_steps = sum(result.env_steps for result in results)
+    return statistics(returns) | {
+        "env_steps": env_steps,
+        "env_steps_per_second": env_steps / (time.monotonic() - started),
+    }
+
+
+def statistics(returns: list[float]) -> dict[str, Any]:
+    """`returns` with their `mean`, `std` (of a sample) and `ci95` (see `interval`)."""
     return {
         "returns": returns,
         "mean": float(np.mean(returns)),
         "std": float(np.std(returns, ddof=1)),
         "ci95": interval(returns),
-        "env_steps": env_steps,
-        "env_steps_per_second": env_steps / (time.monotonic() - started),
     }
 
 
@@ -129,13 +150,7 @@ def student_quantile(degrees: int) -> float:
     return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
-def record(policy: Policy, environment: EnvFactory, seed: int, path: str | Path) -> None:
-    """Plays one episode and writes it as an animated GIF, as the agent sees it, with step and return below.
-
-    Raises:
-        ValueError: if the file's name does not end in .gif.
-    """
-    if Path(path).suffix != ".gif":
-        raise ValueError(f"--video {path}: videos are written as animated GIF, so end the name in .gif")
-    film = encode_gif(drive(policy, environment, seed, frames=300))
-    write_atomically(path, lambda file: file.write(film))
+def record(film: list[Picture], path: str | Path) -> None:
+    """Writes pictures as an animated GIF, whole or not at all."""
+    encoded = encode_gif(film)
+    write_atomically(path, lambda file: file.write(encoded))
