@@ -53,7 +53,7 @@ class EpisodeWriter:
         """Records one decision of a row: the action and what it led to.
 
         Returns:
-            The name of the episode's file if this step ended it, otherwise None.
+            The name of the episode's file if this step ended it and it was stored, otherwise None.
 
         Raises:
             ValueError: if the row has not begun, or the reward is not finite.
@@ -70,7 +70,11 @@ class EpisodeWriter:
         if not (terminated or truncated):
             return None
         del self._open[row]
-        return self.store.append(recording.episode(), recording.index, self.rank, self.birth)
+        return self.keep(recording.episode(), recording.index)
+
+    def keep(self, episode: Episode, index: int) -> str | None:
+        """Stores a finished episode and returns its file's name. A subclass may do without it and return None."""
+        return self.store.append(episode, index, self.rank, self.birth)
 
     def drop(self, row: int) -> None:
         """Forgets the unfinished episode of a row, if it has one (its worker was killed)."""

@@ -215,6 +215,21 @@ def test_build_refuses_nonsense_in_one_line(config):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["evaluate", "a.ckpt", "--environment.id=Pendulum-v1", "--environment.action_repeat=0"], "action_repeat is 0"),
+        (["collect", "--environment.id=Pendulum-v1"], "either a policy or an agent"),
+        (["fit", "-c", "world_models/mdn_rnn", "--model.vae=nowhere.ckpt"], "there is no checkpoint at nowhere.ckpt"),
+    ],
+)
+def test_what_a_part_refuses_is_one_line(words, says, capsys):
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert len(error.splitlines()) == 1
+
+
 def test_configurations_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config("world_models/quickstart").is_file()

@@ -12,7 +12,7 @@ import yaml
 import wmlightning
 from wmlightning.__main__ import main
 from wmlightning.commands import check
-from wmlightning.settings import read_config, read_pipeline, steps_of, table_of
+from wmlightning.settings import read_config, read_pipeline, steps_of, sweep_of, table_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
@@ -39,7 +39,9 @@ def test_every_file_is_of_a_kind_that_is_tested_here():
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_pipeline_is_commands_that_could_be_typed(name, capsys):
     steps = steps_of(read_pipeline(name), Path("somewhere"))
-    assert [step.name for step in steps] == ["collect", "vae", "encode", "mdn_rnn", "controller", "evaluate"]
+    names = [step.name for step in steps]
+    assert names[:5] == ["collect", "vae", "encode", "mdn_rnn", "controller"]
+    assert names[-1].rpartition("/")[2].startswith("evaluate")
     assert main(["run", name, "--out", "somewhere", "--dry-run"]) == 0
     typed = [line.removeprefix("wmlightning ") for line in capsys.readouterr().out.splitlines()]
     assert [shlex.split(line) for line in typed] == [words for step in steps for words in step.commands]
@@ -61,6 +63,46 @@ def test_every_number_in_a_pipelines_table_is_reported_by_a_stage(name):
     reported = {place for stage in pipeline["stages"].values() for place in stage.get("report", {})}
     for row in table_of(pipeline):
         assert {row.value, row.baseline, row.margin or row.value} <= reported
+    sweep = sweep_of(pipeline)
+    for row in sweep.rows if sweep else ():
+        assert {row.dream, row.dream_std, row.real, row.real_std} <= reported
+
+
+@pytest.mark.parametrize("name", ["doom", pytest.param("doom_temperatures", marks=pytest.mark.slow)])
+def test_doom_goes_from_nothing_through_its_dream_into_the_game(name, tmp_path, capsys):
+    """Every stage as small as it can be; C meets the game in the evaluation only."""
+    words = ["run", f"world_models/{name}", "--overlay", "world_models/debug_run", "--out", str(tmp_path / "run")]
+    changes = [
+        "collect.min_decisions=0",
+        "collect.num_workers=0",
+        "evaluate.num_workers=0",
+        "dream_steps=10",
+        "mdn_rnn.data.batch_size=2",
+    ]
+    changes += ["generations=2", "population=4", "episodes=2", "evaluate_every=1", "evaluation_episodes=4", "trials=2"]
+    assert main([*words, *(word for change in changes for word in ("--set", change))]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert {"mean_return", "random_mean_return", "stay_mean_return", "dream_mean"} <= set(summary["controller"])
+    assert (tmp_path / "run" / "evaluate" / "game_dream.gif").exists()
+    assert ("steps survived in the dream" in capsys.readouterr().out) == (name == "doom_temperatures")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["iterative", "iterative_one_pass", "iterative_v"])
+def test_the_pendulum_swings_through_two_iterations(name, tmp_path):
+    """Every stage as small as it can be, on the real pendulum."""
+    changes = ["environment.init_args.time_limit=60", "collect.episodes=3", "vae.trainer.max_steps=2"]
+    for stage in ("loop.mdn_rnn", "loop.controller", *(["loop.vae"] if name == "iterative_v" else [])):
+        changes.append(f"{stage}.trainer.max_steps=2")
+    changes += ["loop.collect.episodes=2", "loop.mdn_rnn.data.dataset.sampler.length=25", "loop.evaluate.episodes=2"]
+    changes += ["loop.mdn_rnn.trainer.callbacks=[]", "loop.controller.model.evaluate_every=1"]
+    changes += [] if name == "iterative_one_pass" else ["iterations=2"]
+    words = [word for change in changes for word in ("--set", change)]
+    assert main(["run", f"world_models/{name}", "--out", str(tmp_path / "run"), *words]) == 0
+    reports = json.loads((tmp_path / "run" / "summary.json").read_text())["iterations"]
+    assert len(reports) == (1 if name == "iterative_one_pass" else 2)
+    assert {"mean_return", "dream_return", "random_mean_return"} <= set(reports[-1]["controller"])
+    assert (tmp_path / "run" / "iterations" / "curves.png").exists()
 
 
 @pytest.mark.parametrize("name", [*STAGES, *FUNCTIONS])

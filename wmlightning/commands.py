@@ -22,9 +22,10 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from wmlightning.cli import TRAINING, CommandLine, one_line, with_found_configs
-from wmlightning.settings import claim_folder, read_pipeline, steps_of, table_of
+from wmlightning.settings import claim_folder, loop_of, read_pipeline, steps_of, sweep_of, table_of
 from wmlightning.tools import data
-from wmlightning.tools.pipeline import read_result, red, run_pipeline, say
+from wmlightning.tools.pipeline import read_result, run_pipeline, say
+from wmlightning.tools.tables import red
 
 LAUNCHED = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"}
 
@@ -148,7 +149,7 @@ def run(args: list[str]) -> int:
     given = parser.parse_args(args)
     pipeline = read_pipeline(given.config, given.overlay, given.set)
     out = Path(given.out or f"runs/{Path(given.config).stem}-{datetime.now():%Y%m%d-%H%M%S}")
-    steps = steps_of(pipeline, out)
+    steps, table, loop, sweep = steps_of(pipeline, out), table_of(pipeline), loop_of(pipeline), sweep_of(pipeline)
     if given.dry_run:
         for step in steps:
             for words in step.commands:
@@ -164,16 +165,21 @@ def run(args: list[str]) -> int:
     again = shlex.join(["wmlightning", "run", *args, *([] if given.out else ["--out", str(out)])])
     with claim_folder(out, pipeline):
         try:
-            run_pipeline(steps, out, execute, table_of(pipeline))
+            run_pipeline(steps, out, execute, table, loop, sweep)
         except BaseException:
             say(f"stopped; go on with: {again}")
             raise
     say(f"\nThe numbers above are in {out}/summary.json.")
     say(f"Curves and pictures:  tensorboard --logdir {out}")
-    for step in steps:
-        agents = [word.partition("=")[2] for word in step.commands[0] if word.startswith("--agent=")]
-        if step.commands[0][0] == "evaluate" and agents:
-            say(f"Evaluate again:       wmlightning evaluate {agents[0]} --episodes 100 --seed 1 --video driving.gif")
+    if loop.charts:
+        say(f"Over the iterations:  tensorboard --logdir {out}/iterations  and  {out}/iterations/curves.png")
+    # After a loop that ended early the last stages have not been run.
+    steps = [step for step in steps if read_result(out / step.name) is not None]
+    evaluations = [step.commands[0] for step in steps if step.commands[0][0] == "evaluate"]
+    agents = [word for word in (evaluations or [[]])[-1] if word.startswith("--agent=")]
+    if agents:
+        agent = agents[0].partition("=")[2]
+        say(f"Evaluate again:       wmlightning evaluate {agent} --episodes 100 --seed 1 --video driving.gif")
     fits = [out / step.name for step in steps if step.commands[0][0] == "fit"]
     if fits:
         words = f"-c {fits[-1]}/config.yaml --ckpt_path={fits[-1]}/checkpoints/last.ckpt --trainer.max_steps=MORE"
@@ -230,16 +236,22 @@ def report(numbers: dict[str, Any]) -> None:
         say(", ".join(f"{name} {value:.6g}" for name, value in numbers.items()))
         return
     say(f"mean return {numbers['mean']:.1f} +- {numbers['ci95']:.1f} (95%) over {numbers['episodes']} episodes")
+    if "dream.mean" in numbers:
+        mean, wide, tau = (numbers[f"dream.{key}"] for key in ("mean", "ci95", "temperature"))
+        say(f"in its dream: {mean:.1f} +- {wide:.1f} at temperature {tau:g}")
     for name in (key.split(".")[1] for key in numbers if key.startswith("baselines.") and key.endswith(".mean")):
         value, gain, wide = (numbers[f"baselines.{name}.{key}"] for key in ("mean", "difference", "difference_ci95"))
         say(f"{name}: {value:.1f} on the same episodes, difference {gain:+.1f} +- {wide:.1f}")
 
 
-def expected(error: Exception) -> bool:
+def expected(error: BaseException) -> bool:
     """Whether the error's line says all: it is about files or settings, or our code raised it on purpose."""
     if isinstance(error, ArgumentError | OSError | MisconfigurationException):
         return True
     origin = traceback.extract_tb(error.__traceback__)[-1].filename
     packages = (Path(__file__).parent, Path(importlib.import_module("datamodules").__file__ or "").parent)
     ours = any(Path(origin).is_relative_to(package) for package in packages)
-    return ours and isinstance(error, ValueError | RuntimeError)
+    if ours and isinstance(error, ValueError | RuntimeError):
+        return True
+    # What a part's constructor refuses, the parser of the command line wraps.
+    return error.__cause__ is not None and expected(error.__cause__)

@@ -12,9 +12,17 @@ A pipeline is one file:
         set: {path: "{run}/episodes", environment: "{environment}", seed: "{seed}"}     ... and is put in by "{name}"
         report: {episodes: episodes}        place in summary.json: name of the metric
       vae: {command: fit, config: [...], set: {trainer.max_steps: 800}, test: true, report: {...}}
+    iterations: 5                           optional: the stages of `loop` follow, so many times over
+    loop:                                   stages like those above, in folders iteration_01/NAME, iteration_02/NAME ...
+      mdn_rnn: {command: fit, set: {model.start: "{previous}/mdn_rnn/checkpoints/last.ckpt"}, ...}
+    solved: {value: controller.mean_return, at_least: -200}       ends the loop early
+    view: {steps: collect.env_steps, charts: {return: {real: controller.mean_return}}}    see tools/iterations.py
     table: [{what: ..., value: vae.psnr, baseline: vae.baseline_psnr, against: mean image, better: higher}]
+    sweep_table: {rows: [{name: "0.5", dream: a.dream, dream_std: ..., real: a.real, real_std: ...}]}
 
-`{run}` is the run's folder.
+`{run}` is the run's folder. In a loop `{iteration}` is the turn's number, `{current}` its folder and `{previous}` that
+of the turn before, which for the first is `{run}`: stages before the loop that have the names of stages in it are what
+it starts from. A stage that is null is left out: a file laid over the pipeline can so remove one, or fill its place.
 """
 
 import contextlib
@@ -29,11 +37,13 @@ from typing import Any
 import yaml
 
 from datamodules.files import write_atomically
-from wmlightning.tools.pipeline import Comparison, Step
+from wmlightning.tools.iterations import Loop
+from wmlightning.tools.pipeline import Step
+from wmlightning.tools.tables import Comparison, Sweep, SweepRow
 
 PACKAGE = Path(__file__).parent
-STAGE_KEYS = {"command", "config", "set", "test", "report"}
-RESERVED = {"base", "stages", "table"}
+STAGE_KEYS = {"command", "config", "set", "test", "report", "iteration"}
+RESERVED = {"base", "stages", "iterations", "loop", "solved", "view", "table", "sweep_table"}
 
 
 def find_config(name: str | Path) -> Path:
@@ -108,12 +118,12 @@ def fill(value: Any, names: dict[str, Any]) -> Any:
 def read_pipeline(
     config: str | Path, overlays: tuple[str, ...] | list[str] = (), changes: tuple[str, ...] | list[str] = ()
 ) -> dict[str, Any]:
-    """Reads a pipeline, its bases, the overlays and the single changes, and checks its form.
+    """Reads a pipeline, its bases, the overlays and the single changes, checks its form and unrolls its loop.
 
     Args:
         config: name or path of the pipeline's file.
         overlays: names or paths of files to lay over it, from left to right.
-        changes: `stage.key=value` or `name=value` words.
+        changes: `stage.key=value`, `loop.stage.key=value`, `iterations=value` or `name=value` words.
 
     Raises:
         ValueError: for a file that is no pipeline, or a change that names nothing in it.
@@ -129,24 +139,61 @@ def read_pipeline(
             f"{config} has no stages, so it is not a pipeline: use `wmlightning fit -c {config}` for a stage's "
             "configuration, or name a pipeline such as world_models/quickstart"
         )
+    for key in ("stages", "loop"):
+        if key in pipeline:
+            pipeline[key] = {name: stage for name, stage in (pipeline[key] or {}).items() if stage is not None}
     for change in changes:
-        place, sign, text = change.partition("=")
-        first, _, rest = place.partition(".")
-        if not sign or not ((first in stages and rest) or (first in pipeline and first not in RESERVED)):
-            names = [*stages, *(key for key in pipeline if key not in RESERVED)]
-            raise ValueError(f"--set {change} changes nothing: write KEY=VALUE, with KEY beginning with {_any(names)}")
-        value = yaml.safe_load(text)
-        if first in stages:
-            stages[first].setdefault("set", {})[rest] = value
-        else:
-            put(pipeline, place, value)
-    for name, stage in stages.items():
+        _change(pipeline, change)
+    for name, stage in [*pipeline["stages"].items(), *pipeline.get("loop", {}).items()]:
         unknown = set(stage) - STAGE_KEYS
         if unknown or "command" not in stage:
             wrong = f"does not know {_any(sorted(unknown))}" if unknown else "needs a command"
             raise ValueError(f"stage {name} of {config} {wrong}: a stage has {_any(sorted(STAGE_KEYS))}")
         config_files = stage.get("config", [])
         stage["config"] = [config_files] if isinstance(config_files, str) else list(config_files)
+    return unrolled(pipeline)
+
+
+def _change(pipeline: dict[str, Any], change: str) -> None:
+    """Makes one change of the form `stage.key=value`, `loop.stage.key=value`, `iterations=value` or `name=value`."""
+    place, sign, text = change.partition("=")
+    value, (first, _, rest) = yaml.safe_load(text), place.partition(".")
+    stages, loop = pipeline["stages"], pipeline.get("loop", {})
+    in_loop = first == "loop" and rest.partition(".")[0] in loop
+    if in_loop:
+        stages, (first, _, rest) = loop, rest.partition(".")
+    if sign and first in stages and rest:
+        stages[first]["set"] = (stages[first].get("set") or {}) | {rest: value}
+    elif sign and not in_loop and first in pipeline and (first not in RESERVED or place == "iterations"):
+        put(pipeline, place, value)
+    else:
+        names = [*pipeline["stages"], *(f"loop.{name}" for name in loop), *(["iterations"] if loop else [])]
+        names += [key for key in pipeline if key not in RESERVED]
+        raise ValueError(f"--set {change} changes nothing: write KEY=VALUE, with KEY beginning with {_any(names)}")
+
+
+def unrolled(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """The pipeline with its loop's stages in a row after the others, `iteration_01/NAME` and so on.
+
+    Raises:
+        ValueError: if only one of `loop` and `iterations` is there, or `iterations` is not a whole number above 0.
+    """
+    pipeline = dict(pipeline)
+    loop, iterations = pipeline.pop("loop", None), pipeline.pop("iterations", None)
+    if loop is None and iterations is None:
+        return pipeline
+    if not loop or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(
+            f"iterations is {iterations} and loop has the stages {list(loop or {})}: a loop wants both, stages and how "
+            "often they are run, at least once"
+        )
+    pipeline["stages"] = dict(pipeline["stages"])
+    folders = ["{run}", *(f"{{run}}/iteration_{iteration:02d}" for iteration in range(1, iterations + 1))]
+    for iteration in range(1, iterations + 1):
+        names = {"iteration": iteration, "current": folders[iteration], "previous": folders[iteration - 1]}
+        for name, stage in loop.items():
+            full_name = f"{folders[iteration].removeprefix('{run}/')}/{name}"
+            pipeline["stages"][full_name] = fill(stage, names) | {"iteration": iteration}
     return pipeline
 
 
@@ -174,18 +221,36 @@ def steps_of(pipeline: dict[str, Any], out: Path) -> list[Step]:
         if stage.get("test"):
             last = f"--ckpt_path={out / name}/checkpoints/last.ckpt"
             commands.append(["test", *words[1:], last, "--verbose=false"])
-        steps.append(Step(name, commands, stage.get("report", {})))
+        steps.append(Step(name, commands, stage.get("report", {}), stage.get("iteration", 0)))
     return steps
 
 
 def table_of(pipeline: dict[str, Any]) -> list[Comparison]:
-    """The rows of the closing table."""
+    """The rows of the closing table, with the pipeline's values put in."""
+    names = {key: value for key, value in pipeline.items() if key not in RESERVED}
     try:
-        return [Comparison(**row) for row in pipeline.get("table", [])]
+        return [Comparison(**fill(row, names)) for row in pipeline.get("table", [])]
     except TypeError as error:
-        raise ValueError(
-            f"a row of the pipeline's table is wrong ({error}): see wmlightning/tools/pipeline.py"
-        ) from None
+        raise ValueError(f"a row of the pipeline's table is wrong ({error}): see wmlightning/tools/tables.py") from None
+
+
+def sweep_of(pipeline: dict[str, Any]) -> Sweep | None:
+    """The table of settings, if the pipeline has one."""
+    if "sweep_table" not in pipeline:
+        return None
+    try:
+        given = dict(pipeline["sweep_table"])
+        return Sweep([SweepRow(**row) for row in given.pop("rows")], **given)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"the pipeline's sweep_table is wrong ({error}): see wmlightning/tools/tables.py") from None
+
+
+def loop_of(pipeline: dict[str, Any]) -> Loop:
+    """What to look at in the pipeline's iterations, and when they have done enough."""
+    try:
+        return Loop(**pipeline.get("view", {}), **pipeline.get("solved", {}))
+    except TypeError as error:
+        raise ValueError(f"the pipeline's view or solved is wrong ({error}): see tools/iterations.py") from None
 
 
 @contextlib.contextmanager

@@ -40,9 +40,11 @@ def tiny(seed=0):
     return VAE(4, depth=1)
 
 
-def write(episodes, path, vae):
+def write(episodes, path, vae, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(accelerator="cpu", callbacks=[CodeWriter(str(path))], use_distributed_sampler=False, **quiet)
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[CodeWriter(str(path), **options)], use_distributed_sampler=False, **quiet
+    )
     trainer.predict(vae, EpisodeDataModule(episodes.path, FrameDataset(), 1, 1), return_predictions=False)
     return EpisodeStore(path)
 
@@ -85,6 +87,42 @@ def test_codes_of_two_v_never_share_a_folder(tmp_path, episodes):
     write(episodes, tmp_path / "codes", tiny())
     with pytest.raises(ValueError, match="write to another folder"):
         write(episodes, tmp_path / "codes", tiny(seed=1))
+
+
+def test_codes_of_another_v_are_replaced_where_that_is_wanted(tmp_path, episodes):
+    old, new = tiny(), tiny(seed=1)
+    codes = write(episodes, tmp_path / "codes", old)
+    before = codes.read(0).observation["mean"]
+    codes = write(episodes, tmp_path / "codes", new, stale="replace")
+    assert codes.names == episodes.names
+    assert {codes.read(place).metadata["vae"] for place in range(3)} == {new.fingerprint()}
+    assert not np.array_equal(codes.read(0).observation["mean"], before)
+
+
+@pytest.mark.parametrize("killed_while", ["deleting", "writing"])
+def test_a_replacement_that_was_killed_never_leaves_codes_of_two_v(tmp_path, episodes, killed_while, monkeypatch):
+    codes, new = write(episodes, tmp_path / "codes", tiny()), tiny(seed=1)
+    left = {"deleting": 2, "writing": 4}[killed_while]
+
+    def work(do):
+        def done(*args, **options):
+            nonlocal left
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+            return do(*args, **options)
+
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wmlightning.callbacks.codes.os.unlink", work(os.unlink))
+        patch.setattr(EpisodeStore, "append", work(EpisodeStore.append))
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            write(episodes, tmp_path / "codes", new, stale="replace")
+    codes.refresh()
+    assert len({codes.read(place).metadata["vae"] for place in range(len(codes))}) <= 1
+    codes = write(episodes, tmp_path / "codes", new, stale="replace")
+    assert {codes.read(place).metadata["vae"] for place in range(3)} == {new.fingerprint()}
 
 
 def test_only_v_writes_codes(tmp_path):

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from stage_support import Gradients, Record, trainer
+from stage_support import Gradients, Record, episode, trainer
 from torch.testing import assert_close
 
 from datamodules.datamodule import EpisodeDataModule
 from datamodules.datasets import FrameDataset
 from datamodules.episode import Batch
+from datamodules.store import EpisodeStore
 from wmlightning.networks import normalize
 from wmlightning.stages.stage import load
 from wmlightning.stages.vae import VAE
@@ -222,3 +224,55 @@ def test_a_resumed_learning_rate_that_differs_from_the_one_asked_for_is_said(tmp
     run.save_checkpoint(tmp_path / "vae.ckpt")
     with pytest.warns(UserWarning, match="goes on with 0.0001"):
         trainer(max_steps=2).fit(tiny(learning_rate=1e-3), data(episodes), ckpt_path=tmp_path / "vae.ckpt")
+
+
+# --------------------------------------------------------------------------------------------------- where it begins
+
+
+def white_paper(folder):
+    """Frames that are white but for a black square, somewhere."""
+    store, rng = EpisodeStore(folder), np.random.default_rng(0)
+    for number in range(4):
+        image = np.full((13, 64, 64, 3), 255, np.uint8)
+        for frame, (x, y) in zip(image, rng.integers(20, 36, (13, 2)), strict=True):
+            frame[y : y + 8, x : x + 8] = 0
+        store.append(episode(12, {"image": image}, number))
+    return store
+
+
+def test_the_untrained_decoder_can_draw_the_training_images_mean_colour(tmp_path):
+    store, drawn = white_paper(tmp_path / "white"), []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            drawn.append(torch.sigmoid(pl_module.decoder.last.bias.detach()).clone())
+
+    run = trainer([Look()], max_steps=2)
+    run.fit(tiny(mean_colour=True, learning_rate=1e-3), data(store))
+    assert_close(drawn[0], torch.full((3,), 1 - 64 / 4096), rtol=0.01, atol=0)
+    assert not torch.equal(drawn[0], drawn[1]), "Only the beginning is set."
+
+
+def test_a_v_that_is_resumed_keeps_the_colour_it_has_learnt(tmp_path):
+    store = white_paper(tmp_path / "white")
+
+    def fit(steps, ckpt_path=None):
+        model = tiny(mean_colour=True, learning_rate=1e-3)
+        saving = ModelCheckpoint(tmp_path, f"{steps}", every_n_train_steps=steps)
+        trainer([saving], max_steps=steps).fit(model, data(store), ckpt_path=ckpt_path)
+        return dict(model.state_dict())
+
+    whole = fit(6)
+    fit(2)
+    assert_close(fit(6, tmp_path / "2.ckpt"), whole, rtol=0, atol=0)
+
+
+def test_it_begins_with_the_weights_of_an_earlier_v(tmp_path, episodes):
+    run = trainer(max_steps=1)
+    run.fit(earlier := tiny(seed=1), data(episodes))
+    run.save_checkpoint(tmp_path / "v.ckpt")
+    model = tiny(seed=2, start=str(tmp_path / "v.ckpt"), mean_colour=True)
+    assert model.fingerprint() == earlier.fingerprint()
+    assert not model.mean_colour, "An earlier V knows its colours."
+    with pytest.raises(ValueError, match=r"encoder\..* in start .* here: give both the same parts and sizes"):
+        VAE(4, depth=3, start=str(tmp_path / "v.ckpt"))

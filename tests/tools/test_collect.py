@@ -1,12 +1,18 @@
 """Collecting fills a folder with episodes that depend on their number alone, and goes on where it was stopped."""
 
+import lightning
 import numpy as np
 import pytest
+import torch
 
 from datamodules.store import EpisodeStore
+from wmlightning.dynamics import MDNLSTM
 from wmlightning.environments.factory import EnvFactory
-from wmlightning.policies.exploration import SmoothNoisePolicy
+from wmlightning.policies.exploration import ConstantPolicy, SmoothNoisePolicy
 from wmlightning.seeds import derive_seed
+from wmlightning.stages.controller import CMAESController
+from wmlightning.stages.mdn_rnn import MDNRNN
+from wmlightning.stages.vae import VAE
 from wmlightning.tools.collect import collect
 
 ENVIRONMENT = EnvFactory("wmlightning/DummyPixels-v0", action_repeat=2, size=8, kwargs={"steps": 9})
@@ -86,3 +92,126 @@ def test_car_racing_is_collected_as_pictures_of_the_track(tmp_path):
     episode = EpisodeStore(tmp_path).read(0)
     assert episode.observation["image"].shape == (11, 64, 64, 3)
     assert episode.observation["image"][5:].std() > 10
+
+
+# -------------------------------------------------------------------------------------- short episodes are discarded
+
+CORRIDOR = EnvFactory("wmlightning/DummyCorridor-v0", size=8)
+RIGHT = ConstantPolicy([0.0, 0.0, 1.0])
+"""Arrives after 5 to 9 decisions, as the seed has it."""
+
+
+def corridor(path, **options):
+    return collect(CORRIDOR, RIGHT, str(path), **{"episodes": 6, "seed": 1, "min_decisions": 8} | options)
+
+
+def test_short_episodes_are_played_and_counted_but_not_stored(tmp_path):
+    everything = collect(CORRIDOR, RIGHT, str(tmp_path / "all"), episodes=40, seed=1)
+    lengths = (EpisodeStore(tmp_path / "all").lengths - 1).tolist()
+    result, store = corridor(tmp_path / "long"), EpisodeStore(tmp_path / "long")
+    long = [index for index, steps in enumerate(lengths) if steps >= 8][:6]
+    assert store.indices.tolist() == long, "The first six episodes that are long enough are those that are kept."
+    assert (result["episodes"], result["collected"]) == (6, 6)
+    played = max(long) + 1
+    assert result["discarded"] == played - 6
+    assert result["collected_env_steps"] == sum(lengths[:played]) == result["env_steps"]
+    assert everything["discarded"] == 0
+
+
+def test_a_collection_with_short_episodes_goes_on_and_counts_the_same(tmp_path):
+    whole = corridor(tmp_path / "whole")
+    corridor(tmp_path / "pieces", episodes=2)
+    result = corridor(tmp_path / "pieces", num_envs=3)
+    assert EpisodeStore(tmp_path / "pieces").names == EpisodeStore(tmp_path / "whole").names
+    for name in ("episodes", "discarded", "collected_return", "collected_env_steps"):
+        assert result[name] == whole[name], name
+    assert result["new_episodes"] == 4
+
+
+def test_a_policy_that_never_lasts_is_named_instead_of_played_for_ever(tmp_path):
+    with pytest.raises(ValueError, match="lower min_decisions"):
+        corridor(tmp_path, episodes=1, min_decisions=10)
+
+
+# ------------------------------------------------------------------------------------------------ an agent's episodes
+
+DOTS = EnvFactory("wmlightning/DummyPixels-v0", time_limit=6)
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory):
+    """The checkpoint of a controller that goes right, and down a little, wherever it is."""
+    torch.manual_seed(0)
+    stage = CMAESController(MDNRNN(VAE(4, depth=1), MDNLSTM(4, 2, 8, 2)), DOTS, features="z")
+    stage.controller.theta.data[-2:] = torch.tensor([1.0, -0.2])
+    trainer = lightning.Trainer(max_steps=0, logger=False, accelerator="cpu", enable_model_summary=False)
+    trainer.strategy.connect(stage)
+    path = tmp_path_factory.mktemp("agent") / "agent.ckpt"
+    trainer.save_checkpoint(path)
+    return str(path)
+
+
+def test_an_agent_collects_with_its_own_actions(tmp_path, agent):
+    result = collect(DOTS, None, str(tmp_path), episodes=2, agent=agent)
+    action = EpisodeStore(tmp_path).read(0).action[1:]
+    np.testing.assert_allclose(action, np.tile(np.tanh([1.0, -0.2]), (6, 1)), atol=1e-6)
+    assert (result["collected"], result["collected_env_steps"]) == (2, 12)
+
+
+def test_noise_is_added_to_an_agents_actions_and_recorded(tmp_path, agent):
+    collect(DOTS, None, str(tmp_path), episodes=2, agent=agent, noise=SmoothNoisePolicy(2, scale=0.1))
+    one, two = (EpisodeStore(tmp_path).read(place).action[1:] for place in range(2))
+    assert 0 < np.abs(one - np.tanh([1.0, -0.2])).max() < 0.6
+    assert not np.array_equal(one, two), "Every episode has noise of its own."
+
+
+def test_every_iteration_adds_episodes_that_none_had_before(tmp_path, agent):
+    noise = SmoothNoisePolicy(2)
+    collect(DOTS, noise, str(tmp_path), episodes=3)
+    for iteration in (1, 2):
+        result = collect(DOTS, None, str(tmp_path), episodes=2, agent=agent, noise=noise, iteration=iteration)
+        assert (result["episodes"], result["collected"]) == (3 + 2 * iteration, 2)
+    store = EpisodeStore(tmp_path)
+    assert [(name.index, name.birth) for name in store.listing] == [
+        (0, 0),
+        (1, 0),
+        (2, 0),
+        (3, 1),
+        (4, 1),
+        (5, 2),
+        (6, 2),
+    ]
+    assert len({store.read(place).metadata["seed"] for place in range(7)}) == 7
+
+
+def test_an_interrupted_iteration_goes_on_and_comes_out_the_same(tmp_path, agent):
+    def iterate(path, *counts):
+        collect(DOTS, POLICY, str(path), episodes=3)
+        for episodes in counts:
+            result = collect(DOTS, None, str(path), episodes=episodes, agent=agent, noise=POLICY, iteration=1)
+        return result, images(path)
+
+    (whole, one), (pieces, two) = iterate(tmp_path / "whole", 4), iterate(tmp_path / "pieces", 1, 4)
+    assert one.keys() == two.keys() == set(range(7))
+    assert all(np.array_equal(one[index], two[index]) for index in one)
+    assert (pieces["new_episodes"], pieces["collected_return"]) == (3, whole["collected_return"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "either a policy or an agent"),
+        ({"policy": POLICY, "agent": "somewhere.ckpt"}, "either a policy or an agent"),
+        ({"policy": POLICY, "noise": POLICY}, "leave it out beside a policy"),
+        ({"agent": "nowhere.ckpt"}, "there is no checkpoint at nowhere.ckpt"),
+    ],
+)
+def test_who_acts_must_be_clear(tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        collect(ENVIRONMENT, path=str(tmp_path), **options)
+
+
+def test_an_iteration_before_one_that_was_played_is_refused(tmp_path):
+    collect(ENVIRONMENT, POLICY, str(tmp_path), episodes=1, iteration=2)
+    with pytest.raises(ValueError, match="episodes of iteration 2"):
+        collect(ENVIRONMENT, POLICY, str(tmp_path), episodes=1, iteration=1)

@@ -10,23 +10,12 @@ import time
 import pytest
 import torch
 import yaml
+from pipeline_support import Commands, in_child, weights
 
 from wmlightning.__main__ import main
 from wmlightning.settings import claim_folder, read_pipeline
-from wmlightning.tools.pipeline import Comparison, Step, format_table, run_pipeline
-
-
-class Commands:
-    """Stands for the command line: notes what is run, and fails where told to."""
-
-    def __init__(self, fail=()):
-        self.run, self.fail = [], set(fail)
-
-    def __call__(self, words):
-        self.run.append(words)
-        if words[0] in self.fail:
-            raise KeyboardInterrupt
-        return {"loss": len(self.run)}
+from wmlightning.tools.pipeline import Step, run_pipeline
+from wmlightning.tools.tables import Comparison, format_table
 
 
 def steps(*names):
@@ -161,21 +150,10 @@ def undisturbed(tiny, tmp_path_factory):
     return out
 
 
-def in_child(words):
-    """Runs the command in a fork, which has everything imported already."""
-    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(main(words)))
-    process.start()
-    return process
-
-
 def whole_things(out):
     """Finished episodes, codes and stages: name -> the file's number and time, which a rewrite would change."""
     files = [*out.glob("*/ep-*.h5"), *out.glob("*/result.json")]
     return {str(file): (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
-
-
-def weights(path):
-    return torch.load(path, weights_only=True)["state_dict"]
 
 
 def test_the_summary_has_every_number_that_was_promised(undisturbed):

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lightning import LightningModule, Trainer
@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from datamodules.datasets import WholeEpisode
 from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
+from wmlightning.stages.codes import foreign_codes
 from wmlightning.stages.vae import VAE
 
 
@@ -20,10 +21,13 @@ class CodeWriter(BasePredictionWriter):
 
     A code episode has the number, actions, rewards and flags of the episode it was made from, observations `mean` and
     `logvar` in float16 (steps + 1, latent_size), and in its metadata, as `vae`, the fingerprint of the V that made it.
-    Episodes whose codes exist are skipped, so an interrupted run goes on where it stopped.
+    Episodes whose codes exist are skipped, so an interrupted run goes on where it stopped, and where episodes were
+    added only those are encoded.
 
     Args:
         path: folder of the codes; made if missing.
+        stale: what to do where another V has written there: "refuse" to go on, or "replace" its codes. They are all
+            deleted before the first new one is written, so that no moment sees codes of two V.
 
     Raises:
         ValueError: at the start, if the folder holds codes of another V, or if it is not V that predicts.
@@ -31,9 +35,9 @@ class CodeWriter(BasePredictionWriter):
     Source: Ha and Schmidhuber 2018, appendix, who store mean and logvar and draw z anew for every batch.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, stale: Literal["refuse", "replace"] = "refuse") -> None:
         super().__init__("batch")
-        self.path = os.fspath(path)
+        self.path, self.stale = os.fspath(path), stale
         self._fingerprint = ""
         self._store: EpisodeStore | None = None
 
@@ -45,13 +49,16 @@ class CodeWriter(BasePredictionWriter):
             raise ValueError(f"CodeWriter writes what V predicts, not a {type(pl_module).__name__}: predict with a VAE")
         self._fingerprint = pl_module.fingerprint()
         self._store = EpisodeStore(self.path)
-        if len(self._store):
-            writer = self._store.read(0, 0, 1).metadata.get("vae")
-            if writer != self._fingerprint:
-                raise ValueError(
-                    f"{self.path} holds codes of V {writer}, but this V is {self._fingerprint}: write to another "
-                    "folder, or delete that one"
-                )
+        if self.stale == "refuse" or trainer.is_global_zero:
+            for name, writer in foreign_codes(self._store, self._fingerprint):
+                if self.stale == "refuse":
+                    raise ValueError(
+                        f"{self.path} holds codes of V {writer}, but this V is {self._fingerprint}: write to another "
+                        "folder, delete that one, or set stale to replace"
+                    )
+                os.unlink(f"{self.path}/{name}")
+        trainer.strategy.barrier()
+        self._store = EpisodeStore(self.path)
         pl_module.encoded = {(name.index, name.rank) for name in self._store.listing}
 
     def write_on_batch_end(

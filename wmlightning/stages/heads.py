@@ -16,18 +16,22 @@ class MemoryHeads(nn.Module):
     """Linear heads that read the memory h[t] and predict what arrives with image t.
 
         row          t                       t + 1
-        reward       reward[t]
+        reward       reward[t] * reward_scale + bonus[t]
         done         is_terminal[t]
         action                               action[t + 1], the one taken at image t
 
     Args:
         hidden_size: width of h.
         action_size: numbers in an action.
-        reward: predict the reward, as the mean of a unit Gaussian.
+        reward: predict the reward, as the mean of a Gaussian.
         done: predict the end of the episode, as a logit.
         done_weight: weight of the rows at which an episode ends.
         action: predict the next action: "none", "continuous" (the mean of unit Gaussians) or "discrete" (logits of a
             one-hot choice).
+        reward_scale: what rewards are multiplied by before a unit Gaussian learns them, above 0.
+
+    Raises:
+        ValueError: if reward_scale is not above 0.
 
     Source: Ha and Schmidhuber 2018, section 5; the weight of 10 is their Doom code's (doomrnn/doomrnn.py).
     """
@@ -40,16 +44,19 @@ class MemoryHeads(nn.Module):
         done: bool = False,
         done_weight: float = 10.0,
         action: Literal["none", "continuous", "discrete"] = "none",
+        reward_scale: float = 1.0,
     ) -> None:
+        if not reward_scale > 0:
+            raise ValueError(f"reward_scale is {reward_scale} but must be above 0: 1 leaves rewards as they are")
         widths = {"reward": int(reward), "done": int(done), "action": 0 if action == "none" else action_size}
         super().__init__()
         self.layers = nn.ModuleDict({name: nn.Linear(hidden_size, width) for name, width in widths.items() if width})
-        self.done_weight, self.discrete = done_weight, action == "discrete"
+        self.done_weight, self.discrete, self.reward_scale = done_weight, action == "discrete", reward_scale
         initialize(self)
 
     def reward(self, hidden: Float[Tensor, "*batch hidden"]) -> Normal:
-        """The reward for arriving, with unit variance, (...). Raises ValueError without the head."""
-        return Normal(self._read("reward", hidden)[..., 0], 1.0)
+        """The reward for arriving, in the environment's units, (...). Raises ValueError without the head."""
+        return Normal(self._read("reward", hidden)[..., 0] / self.reward_scale, 1 / self.reward_scale)
 
     def cont(self, hidden: Float[Tensor, "*batch hidden"]) -> Bernoulli:
         """Whether the episode goes on, (...); certain without a done head."""
@@ -63,15 +70,20 @@ class MemoryHeads(nn.Module):
         return OneHotCategorical(logits=out) if self.discrete else Normal(out, 1.0)
 
     def nats(
-        self, hidden: Float[Tensor, "batch time hidden"], batch: Batch
+        self,
+        hidden: Float[Tensor, "batch time hidden"],
+        batch: Batch,
+        bonus: Float[Tensor, "batch time"] | float = 0.0,
     ) -> dict[str, tuple[Float[Tensor, "batch time"], Bool[Tensor, "batch time"]]]:
         """For each head the negative log-likelihood of every row, and the rows for which there is something to predict.
 
-        `done` is weighted. An episode's last row, and a window's, has no next action.
+        `done` is weighted. An episode's last row, and a window's, has no next action. The bonus is added to the scaled
+        reward that is learnt.
         """
         everywhere, found = torch.ones_like(batch.is_first), {}
         if "reward" in self.layers:
-            found["reward"] = (-self.reward(hidden).log_prob(batch.reward), everywhere)
+            learnt = Normal(self._read("reward", hidden)[..., 0], 1.0)
+            found["reward"] = (-learnt.log_prob(batch.reward * self.reward_scale + bonus), everywhere)
         if "done" in self.layers:
             done = batch.is_terminal.to(hidden.dtype)
             logit, weight = self._read("done", hidden)[..., 0], 1 + (self.done_weight - 1) * done

@@ -1,7 +1,6 @@
 """M of World Models: learns to predict the next code from codes and actions, on top of a frozen V."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -12,14 +11,14 @@ from torch.distributions import Bernoulli, Distribution, Normal
 from torchmetrics import MeanMetric, MeanSquaredError
 
 from datamodules.episode import Batch
-from datamodules.files import DamagedEpisode
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.dynamics.state import State
 from wmlightning.recipes import build_recipe, recipe_of
 from wmlightning.seeds import derive_seed
+from wmlightning.stages.codes import check_codes
 from wmlightning.stages.foresight import CopyBaseline, predictions_ahead
 from wmlightning.stages.heads import MemoryHeads
-from wmlightning.stages.stage import Stage, loaded
+from wmlightning.stages.stage import Stage, loaded, warm_start
 from wmlightning.stages.vae import VAE
 
 HORIZONS = (1, 5, 20)
@@ -36,12 +35,13 @@ class MDNRNN(Stage):
 
     The heads (see `MemoryHeads`) read h alone; the one for the action taken at image t lets M absorb what C does. Rows
     that nothing can predict do not count: those flagged is_first, and a window's first unless state was carried over.
-    Batches hold V's codes (`mean`, `logvar`) or images, which V then encodes.
+    Batches hold V's codes (`mean`, `logvar`) or images, which V then encodes. With curiosity the reward that is learnt
+    is  reward * reward_scale + curiosity * nll  of that row: what surprised M is worth going to in its dreams.
 
     Logged: `mdn_rnn/loss` and its parts per batch, `val_nll` per validation. A test gives, in nats per dimension,
     `nll`, `copy_nll` (see `CopyBaseline`) and `untrained_nll`; and the root mean square error of the predicted mean
     against V's mean on dimensions with a KL above 0.1 nats, 1, 5 and 20 decisions ahead, beside that of copying:
-    `error_h1`, `copy_error_h1` and so on.
+    `error_h1`, `copy_error_h1` and so on; with a reward head also that of the reward, `reward_error`.
 
     Args:
         vae: V, or the path of its checkpoint. Frozen; its weights travel in M's checkpoint.
@@ -56,10 +56,14 @@ class MDNRNN(Stage):
         action_head: predict the next action: "none", "continuous" (a unit Gaussian) or "discrete" (one-hot).
         stateful: carry the memory from each batch into the next, for data in order (ConsecutiveWindows). It is part of
             the checkpoint.
+        start: checkpoint of an earlier M whose memory and heads this one begins with; V is this one's own.
+        reward_scale: what rewards are multiplied by before the head learns them; `reward` gives them back divided.
+        curiosity: weight of M's own loss in the reward that is learnt, at least 0.
         seed: names the stream of learning noise.
 
     Raises:
-        ValueError: if V's codes and the memory's differ in size, or the checkpoint is not V's.
+        ValueError: if V's codes and the memory's differ in size, a checkpoint is not what it should be, or the reward
+            is scaled or made curious without a reward head.
 
     Source: Ha and Schmidhuber 2018; their released code (carracing/rnn/rnn.py, doomrnn/rnn_train.py).
     """
@@ -77,6 +81,9 @@ class MDNRNN(Stage):
         done_weight: float = 10.0,
         action_head: Literal["none", "continuous", "discrete"] = "none",
         stateful: bool = False,
+        start: str | None = None,
+        reward_scale: float = 1.0,
+        curiosity: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
@@ -94,11 +101,19 @@ class MDNRNN(Stage):
         self.dynamics = dynamics
         self.learning_rate, self.final_learning_rate = learning_rate, final_learning_rate
         self.learning_rate_decay, self.clip_value = learning_rate_decay, clip_value
-        self.stateful = stateful
+        self.stateful, self.curiosity = stateful, curiosity
         sizes = dynamics.hidden_size, dynamics.action_size
-        self.heads = MemoryHeads(*sizes, reward_head, done_head, done_weight, action_head)
+        self.heads = MemoryHeads(*sizes, reward_head, done_head, done_weight, action_head, reward_scale)
+        if curiosity < 0:
+            raise ValueError(f"curiosity is {curiosity} but must not be below 0: it is what surprise is worth")
+        if not reward_head and (curiosity or reward_scale != 1):
+            raise ValueError("reward_scale and curiosity change what the reward head learns: set reward_head=true")
+        if start is not None:
+            warm_start(self, start, ("dynamics", "heads"))
         names = ["val_nll", "nll", "copy_nll", "untrained_nll"]
         self.metrics: Any = nn.ModuleDict({name: MeanMetric() for name in names})
+        if reward_head:
+            self.metrics["reward_error"] = MeanSquaredError(squared=False)
         for h in HORIZONS:
             for name in (f"error_h{h}", f"copy_error_h{h}"):
                 self.metrics[name] = MeanSquaredError(squared=False)
@@ -114,7 +129,7 @@ class MDNRNN(Stage):
         return self.vae.decode(features[..., : self.dynamics.latent_size])
 
     def reward(self, features: Float[Tensor, "*batch features"]) -> Normal:
-        """The reward for arriving at features (..., F), with unit variance.
+        """The reward for arriving at features (..., F), in the environment's units.
 
         Raises:
             ValueError: without a reward head.
@@ -173,8 +188,9 @@ class MDNRNN(Stage):
             # Divided by the rows of all processes, so that the average of their gradients is that of one big batch.
             return torch.where(rows, nats, 0.0).sum() / over_ranks(rows.sum(dtype=torch.float32)).clamp(min=1e-6)
 
-        parts = {"nll": mean(self._nll(self.dynamics, hidden, codes), known)}
-        for name, (nats, rows) in self.heads.nats(hidden, batch).items():
+        surprise = self._nll(self.dynamics, hidden, codes)
+        parts = {"nll": mean(surprise, known)}
+        for name, (nats, rows) in self.heads.nats(hidden, batch, self.curiosity * surprise.detach()).items():
             parts[name] = mean(nats, known & rows)
         return {"loss": torch.stack(list(parts.values())).sum()} | parts, last.detach()
 
@@ -227,19 +243,14 @@ class MDNRNN(Stage):
         self._carried = None
 
     def on_fit_start(self) -> None:
-        """Refuses codes that another V wrote: nothing else would tell, but decoded dreams would be nonsense."""
-        data = getattr(self.trainer, "datamodule", None)
-        store = getattr(data, "store", None)
+        """Refuses codes that another V wrote, and actions of another kind than the head predicts."""
+        store = getattr(getattr(self.trainer, "datamodule", None), "store", None)
         if store is None or not len(store):
             return
-        writer = None
-        with suppress(DamagedEpisode):  # training skips it too, and says so
-            writer = store.read(0, 0, 1).metadata.get("vae")
-        if writer not in (None, self.vae.fingerprint()):
-            raise ValueError(
-                f"the codes in {store.path} were written by V {writer}, but this model's V is "
-                f"{self.vae.fingerprint()}: write codes with this V, or give the model the V that wrote them"
-            )
+        check_codes(store, self.vae.fingerprint())
+        if "action" in self.heads.layers and self.heads.discrete != store.spec.discrete:
+            kind, other = ("discrete", "continuous") if store.spec.discrete else ("continuous", "discrete")
+            raise ValueError(f"action_head is {other} but the actions in {store.path} are {kind}: set it to {kind}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the memory that every process carries, if it does."""
@@ -266,7 +277,8 @@ class MDNRNN(Stage):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Negative log-likelihood on held-out windows."""
         codes = self.dynamics.code(self.embeds(batch))
-        self._count("val_nll", self._nll_of(self.dynamics, codes, batch), batch)
+        hidden, _ = self.dynamics.remember(codes, batch.action, batch.is_first)
+        self._count("val_nll", self._nll(self.dynamics, hidden, codes), batch)
         self._log("val_nll")
 
     def on_test_start(self) -> None:
@@ -286,8 +298,16 @@ class MDNRNN(Stage):
         assert self._copy is not None
         embeds = self.embeds(batch)
         codes = self.dynamics.code(embeds)
-        self._count("nll", self._nll_of(self.dynamics, codes, batch), batch)
-        self._count("untrained_nll", self._nll_of(self._untrained[0], codes, batch), batch)
+        hidden, _ = self.dynamics.remember(codes, batch.action, batch.is_first)
+        self._count("nll", self._nll(self.dynamics, hidden, codes), batch)
+        if "reward_error" in self.metrics:
+            known = ~batch.is_first[:, 1:]
+            guess = self.heads.reward(hidden).mean[:, 1:]
+            self.metrics["reward_error"].update(guess[known], batch.reward[:, 1:][known])
+            self._log("reward_error")
+        untrained = self._untrained[0]
+        hidden, _ = untrained.remember(codes, batch.action, batch.is_first)
+        self._count("untrained_nll", self._nll(untrained, hidden, codes), batch)
         self._count("copy_nll", self._copy.nll(codes), batch)
         self._log("nll", "untrained_nll", "copy_nll")
         horizons = [h for h in HORIZONS if h < batch.shape[1]]
@@ -301,9 +321,6 @@ class MDNRNN(Stage):
     def _hidden(self, features: Tensor) -> Tensor:
         start = self.dynamics.latent_size
         return features[..., start : start + self.dynamics.hidden_size]
-
-    def _nll_of(self, dynamics: Any, codes: Tensor, batch: Batch) -> Tensor:
-        return self._nll(dynamics, dynamics.remember(codes, batch.action, batch.is_first)[0], codes)
 
     @staticmethod
     def _nll(dynamics: Any, hidden: Tensor, codes: Tensor) -> Float[Tensor, "batch time"]:

@@ -1,7 +1,7 @@
 """What every stage shares: noise that resumes exactly, checkpoints that rebuild themselves, clipping, and loading."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,36 @@ def load(path: str | Path, map_location: Any = "cpu") -> Stage:
     stage = build_recipe(checkpoint["recipe"])
     stage.load_state_dict(checkpoint["state_dict"])
     return stage.eval()
+
+
+def warm_start(stage: Stage, start: str | Path, parts: Sequence[str]) -> None:
+    """Gives parts of a new stage the weights they had in an earlier one.
+
+    The stage's recipe forgets `start`: its checkpoint has the weights.
+
+    Args:
+        stage: where the weights go.
+        start: checkpoint of a stage of the same class.
+        parts: names of the modules to copy.
+
+    Raises:
+        ValueError: if the file is missing, holds another kind of stage, or weights of another shape.
+    """
+    earlier = load(start)
+    if type(earlier) is not type(stage):
+        wanted = type(stage).__name__
+        raise ValueError(f"start {start} holds a {type(earlier).__name__}: give the checkpoint of an earlier {wanted}")
+    for part in parts:
+        new, old = getattr(stage, part), getattr(earlier, part).state_dict()
+        for name in sorted(old.keys() | new.state_dict().keys()):
+            shapes = [list(s[name].shape) if name in s else "absent" for s in (old, new.state_dict())]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"{part}.{name} is {shapes[0]} in start {start} but {shapes[1]} here: give both the same parts and "
+                    "sizes, or leave start out"
+                )
+        new.load_state_dict(old)
+    stage.__dict__["_arguments"]["start"] = None
 
 
 def loaded(part: Any) -> Any:

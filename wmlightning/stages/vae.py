@@ -14,8 +14,10 @@ from datamodules.datasets import WholeEpisode
 from datamodules.episode import Batch
 from wmlightning.networks.conv import ConvDecoder, ConvEncoder
 from wmlightning.networks.images import normalize
-from wmlightning.stages.stage import Stage
+from wmlightning.stages.stage import Stage, warm_start
 
+COLOUR_BATCHES = 10
+"""Training batches that the mean colour is taken of."""
 ENCODED_AT_ONCE = 100
 """Images in one pass of the encoder when whole episodes are encoded: more only costs memory."""
 BASELINE_BATCHES = 50
@@ -43,6 +45,10 @@ class VAE(Stage):
         depth: width of the convolutions; 32 in the paper.
         kl_tolerance: nats a dimension below which the KL is not pushed further.
         learning_rate: Adam's.
+        start: checkpoint of an earlier V whose weights this one begins with.
+        mean_colour: without start, begin with a decoder that draws the mean colour of the training images instead of
+            grey. Where nearly all pixels have one colour, the way there costs so much that a small object on it is
+            never drawn: every pixel ends deep in the sigmoid's tail, and Adam's steps are scaled by the first errors.
         seed: names the stream of learning noise.
 
     Source: Ha and Schmidhuber 2018, appendix; their released code (carracing/vae/vae.py).
@@ -55,10 +61,13 @@ class VAE(Stage):
         depth: int = 32,
         kl_tolerance: float = 0.5,
         learning_rate: float = 1e-4,
+        start: str | None = None,
+        mean_colour: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
         self.latent_size, self.kl_tolerance, self.learning_rate = latent_size, kl_tolerance, learning_rate
+        self.mean_colour = mean_colour and start is None
         self.encoder = ConvEncoder(channels, depth)
         self.code = nn.Linear(self.encoder.size, 2 * latent_size)
         self.decoder = ConvDecoder(latent_size, channels, depth)
@@ -66,6 +75,8 @@ class VAE(Stage):
         for half in self.code.weight.detach().chunk(2):
             nn.init.xavier_uniform_(half)
         nn.init.zeros_(self.code.bias)
+        if start is not None:
+            warm_start(self, start, ("encoder", "code", "decoder"))
         self.metrics: Any = nn.ModuleDict({"val_loss": MeanMetric()})
         for name in ("val", "", "baseline"):
             prefix = f"{name}_" if name else ""
@@ -102,6 +113,17 @@ class VAE(Stage):
         floored = nats.clamp(min=self.kl_tolerance * self.latent_size).mean()
         parts = {"loss": reconstruction + floored, "reconstruction": reconstruction}
         return parts | {"kl_nats": nats.mean(), "kl_floored": floored}
+
+    def on_train_start(self) -> None:
+        """Gives the untrained decoder the training images' mean colour, where that is wanted."""
+        super().on_train_start()
+        if not self.mean_colour or self.batches_trained:
+            return
+        colours = [normalize(b.observation["image"]).mean((0, 2, 3)) for b in self.training_batches(COLOUR_BATCHES)]
+        colour = self.over_ranks(torch.stack(colours).mean(0)).clamp(0.01, 0.99)
+        bias = self.decoder.last.bias
+        assert bias is not None
+        bias.data.copy_(torch.logit(colour))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Learns from one batch and logs the parts."""

@@ -1,88 +1,185 @@
 """Fills a folder with a policy's episodes; stopped at any moment and called again, it goes on where it was."""
 
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from datamodules.files import DamagedEpisode, Reader, with_file
+from datamodules.background import InBackground
+from datamodules.episode import Episode
+from datamodules.files import DamagedEpisode, EpisodeName, Reader, with_file
 from datamodules.store import EpisodeStore
 from datamodules.writer import EpisodeWriter
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
+from wmlightning.interfaces import Policy
 from wmlightning.policies.exploration import ExplorationPolicy
+from wmlightning.policies.noisy import NoisyPolicy
 from wmlightning.seeds import derive_seed
+from wmlightning.stages.stage import load
+
+MOST_DISCARDED = 10
+"""Times as many episodes as are wanted may be discarded before a collection gives up."""
 
 
 def collect(
     environment: EnvFactory,
-    policy: ExplorationPolicy,
-    path: str,
+    policy: ExplorationPolicy | None = None,
+    path: str = "runs/episodes",
     episodes: int = 100,
     seed: int = 0,
     num_envs: int = 8,
     num_workers: int = 0,
     compression: str | None = None,
+    agent: str | None = None,
+    noise: ExplorationPolicy | None = None,
+    min_decisions: int = 0,
+    iteration: int = 0,
 ) -> dict[str, Any]:
-    """Records episodes 0 to episodes - 1 of a policy; those that the folder holds already are not played again.
+    """Stores a number of a policy's episodes; those that the folder holds already are not played again.
 
-    Episode k is a function of (seed, k): its environment seed and the policy's noise come from them alone. So a
-    collection that was interrupted and continued is the same as one that was not, with any number of environments and
-    workers.
+    Episode k is a function of (seed, k) and of who acts: its environment seed and all noise come from these two alone.
+    So a collection that was interrupted and continued is the same as one that was not, with any number of environments
+    and workers.
+
+    Several collections may share a folder, one an iteration, each with an agent of its own: every one numbers its
+    episodes on from the last of those before it, and so has environment seeds that none had before.
 
     Args:
         environment: where to play.
-        policy: how to act.
+        policy: how to act; or name an agent instead.
         path: folder of the episodes; made if it is not there.
-        episodes: how many the folder shall hold in the end.
-        seed: names the collection.
+        episodes: how many this collection shall have stored in the end. Where episodes are discarded it plays more.
+        seed: names the folder's episodes; the same for every iteration.
         num_envs: environments played side by side, which the policy sees as one batch.
         num_workers: processes they are spread over; 0 keeps them in this one.
         compression: null for raw frames, gzip for files about ten times smaller that read slowly.
+        agent: checkpoint of an agent that acts, exploring if it can, instead of the policy.
+        noise: a policy whose actions are added to the agent's, such as SmoothNoisePolicy: a mean that CMA-ES found
+            does not explore by itself.
+        min_decisions: episodes of fewer decisions are played and counted but not stored.
+        iteration: number of this collection; its episodes carry it as their birth. Those before it must be complete.
 
     Returns:
-        `episodes`, `decisions` and `mean_return` of the whole folder, and of this call alone `new_episodes`,
+        `episodes`, `decisions` and `mean_return` of the whole folder; of this collection `collected`, `discarded`,
+        `collected_return` and `collected_env_steps` (both with the discarded); and of this call alone `new_episodes`,
         `env_steps` and `seconds`.
 
     Raises:
-        ValueError: if the folder holds other episodes than these, or the policy does not fit the environment.
+        ValueError: if the folder holds other episodes than these, the policy does not fit the environment, both or
+            none of policy and agent are given, or nearly every episode is too short.
     """
     started = time.monotonic()
+    acting = who_acts(policy, agent, noise)
     store = EpisodeStore(path, compression=compression)
     check_same_collection(store, environment, seed)
-    present = set(store.indices.tolist())
-    missing = [index for index in range(episodes) if index not in present]
-    env_steps, total = 0, 0.0
-    if missing:
+    first = 1 + max((name.index for name in store.listing if name.birth < iteration), default=-1)
+    later = sorted({name.birth for name in store.listing if name.birth > iteration})
+    if later:
+        raise ValueError(f"{path} holds episodes of iteration {later[0]}, after this one ({iteration}): delete them")
+    writer = LongEpisodes(store, min_decisions, iteration)
+    new, played, end = 0, [], first + episodes
+    # Short ones are not in the folder, so a collection that goes on plays them again: that way they are counted once.
+    while missing := [index for index in range(first, end) if index not in writer.stored | writer.discarded.keys()]:
+        before = len(writer.stored)
         seeds = [episode_seed(seed, index) for index in missing]
+        # An agent rounds alike in batches of one size only.
+        rows = num_envs if agent else min(num_envs, len(missing))
         with (
-            environment.vector(min(num_envs, len(missing)), num_workers) as envs,
-            tqdm(total=episodes, initial=episodes - len(missing), desc="collect", unit="episode") as bar,
+            environment.vector(rows, num_workers) as envs,
+            progress_bar(episodes, before) as progress,
+            InBackground(writer) as background,
         ):
-
-            def progress(finished: int, _: int, decisions: int) -> None:
-                new = finished + bar.initial - bar.n
-                if new:
-                    rate = decisions / (time.monotonic() - began)
-                    bar.set_postfix_str(f"{decisions} decisions, {rate:.0f}/s", refresh=False)
-                    bar.update(new)
-
-            began = time.monotonic()
-            results = rollout(envs, policy, seeds, indices=missing, writer=EpisodeWriter(store), progress=progress)
-        env_steps = sum(result.env_steps for result in results)
+            played += rollout(envs, acting, seeds, indices=missing, writer=background, progress=progress)
+        new += len(writer.stored) - before
+        end = first + episodes + len(writer.discarded)
+        if len(writer.discarded) > MOST_DISCARDED * (episodes + 1):
+            raise ValueError(
+                f"{len(writer.discarded)} episodes were shorter than min_decisions={min_decisions} and "
+                f"{len(writer.stored)} were not: lower min_decisions, or act better"
+            )
     returns = store_returns(store)
-    total = float(np.mean(returns)) if returns else 0.0
+    own = [value for name, value in returns.items() if name.birth == iteration]
+    short = list(writer.discarded.values())
+    decisions = sum(name.rows - 1 for name in returns if name.birth == iteration) + sum(n for n, _ in short)
     return {
         "episodes": len(store),
         "decisions": store.num_steps,
-        "mean_return": total,
-        "new_episodes": len(missing),
-        "env_steps": env_steps,
+        "mean_return": mean(list(returns.values())),
+        "collected": len(own),
+        "discarded": len(short),
+        "collected_return": mean(own + [value for _, value in short]),
+        "collected_env_steps": decisions * environment.action_repeat,
+        "new_episodes": new,
+        "env_steps": sum(result.env_steps for result in played),
         "seconds": time.monotonic() - started,
     }
+
+
+def who_acts(policy: ExplorationPolicy | None, agent: str | None, noise: ExplorationPolicy | None) -> Policy:
+    """The policy of a collection.
+
+    Raises:
+        ValueError: unless there is one policy, or one agent, noisy or not.
+    """
+    if (policy is None) == (agent is None):
+        raise ValueError("a collection wants either a policy or an agent: give one of them, --policy or --agent")
+    if policy is not None:
+        if noise is not None:
+            raise ValueError("noise is for an agent that does not explore by itself: leave it out beside a policy")
+        return policy
+    stage = load(str(agent))
+    if not hasattr(stage, "policy"):
+        raise ValueError(f"{agent} holds a {type(stage).__name__}, which does not act: give a controller's checkpoint")
+    acting: Any = stage.policy(explore=True)  # type: ignore[operator]
+    return acting if noise is None else NoisyPolicy(acting, noise)
+
+
+class LongEpisodes(EpisodeWriter):
+    """Writes episodes of enough decisions and counts the others.
+
+    Args:
+        store: where they go.
+        min_decisions: fewer are not stored.
+        birth: the number of the collection.
+    """
+
+    def __init__(self, store: EpisodeStore, min_decisions: int, birth: int) -> None:
+        super().__init__(store, birth=birth)
+        self.min_decisions = min_decisions
+        self.discarded: dict[int, tuple[int, float]] = {}
+
+    @property
+    def stored(self) -> set[int]:
+        """Indices of this collection's episodes in the store."""
+        return {name.index for name in self.store.listing if name.birth == self.birth}
+
+    def keep(self, episode: Episode, index: int) -> str | None:
+        """Stores the episode, or counts its decisions and its return."""
+        if episode.num_steps >= self.min_decisions:
+            return super().keep(episode, index)
+        self.discarded[index] = episode.num_steps, episode.total_reward
+        return None
+
+
+@contextmanager
+def progress_bar(episodes: int, done: int) -> Iterator[Callable[[int, int, int], None]]:
+    """A bar of episodes, and what `rollout` calls to move it."""
+    began = time.monotonic()
+    with tqdm(total=episodes, initial=done, desc="collect", unit="episode") as bar:
+
+        def progress(finished: int, _: int, decisions: int) -> None:
+            new = finished + bar.initial - bar.n
+            if new:
+                rate = decisions / (time.monotonic() - began)
+                bar.set_postfix_str(f"{decisions} decisions, {rate:.0f}/s", refresh=False)
+                bar.update(new)
+
+        yield progress
 
 
 def episode_seed(seed: int, index: int, rank: int = 0) -> int:
@@ -113,15 +210,20 @@ def check_same_collection(store: EpisodeStore, environment: EnvFactory, seed: in
             return
 
 
-def store_returns(store: EpisodeStore) -> list[float]:
+def store_returns(store: EpisodeStore) -> dict[EpisodeName, float]:
     """The return of every readable episode, without reading a frame."""
-    returns = []
+    returns = {}
     for name in store.listing:
         with suppress(DamagedEpisode):
             contents, rewards = store.contents(name), np.empty(name.rows - 1, np.float32)
             with_file(contents.path, contents.offsets, partial(_read_rewards, rewards))
-            returns.append(float(rewards.sum(dtype=np.float64)))
+            returns[name] = float(rewards.sum(dtype=np.float64))
     return returns
+
+
+def mean(values: list[float]) -> float:
+    """The mean; 0 of nothing."""
+    return float(np.mean(values)) if values else 0.0
 
 
 def _read_rewards(rewards: np.ndarray, read: Reader) -> None:

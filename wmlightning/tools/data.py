@@ -24,7 +24,7 @@ def info(path: str | Path) -> dict[str, Any]:
     """
     store = _open(path)
     spec = store.spec
-    returns = store_returns(store)
+    returns = list(store_returns(store).values())
     shapes = {key: f"{dtype} {list(shape)}" for key, (shape, dtype) in spec.observation.items()}
     return {
         "path": str(path),

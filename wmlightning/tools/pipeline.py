@@ -5,9 +5,7 @@ stage goes on from its last checkpoint (`fit`) or from the files it has already 
 """
 
 import json
-import os
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.files import write_atomically
+from wmlightning.tools.iterations import Loop, format_iterations, write_view
+from wmlightning.tools.tables import Comparison, Sweep, find, format_sweep, format_table
 
 
 @dataclass(frozen=True)
@@ -25,33 +25,13 @@ class Step:
         name: its folder inside the run, and its key under "seconds".
         commands: what to do, one command line after another, each a list of the words after `wmlightning`.
         report: place in summary.json (`section.name`) -> name of one of the stage's metrics.
+        iteration: which turn of the loop it belongs to, from 1; 0 outside the loop.
     """
 
     name: str
     commands: list[list[str]]
     report: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A row of the closing table: something learned beside something that was not.
-
-    Args:
-        what: the quantity, with its unit.
-        value: its place in the summary, `section.name`.
-        baseline: place of the number it must beat.
-        against: what the baseline is, in words.
-        better: "higher" or "lower".
-        margin: place of the half-width of the 95% interval of the difference, where it is known; a difference inside
-            it is reported as better but not certain.
-    """
-
-    what: str
-    value: str
-    baseline: str
-    against: str
-    better: str = "higher"
-    margin: str | None = None
+    iteration: int = 0
 
 
 def run_pipeline(
@@ -59,21 +39,30 @@ def run_pipeline(
     out: Path,
     execute: Callable[[list[str]], dict[str, Any]],
     table: list[Comparison] | None = None,
+    loop: Loop | None = None,
+    sweep: Sweep | None = None,
 ) -> dict[str, Any]:
-    """Runs what is not finished yet, writes `summary.json` and prints the table.
+    """Runs what is not finished yet, writes `summary.json` and prints the tables.
+
+    The view of the iterations is written anew whenever one of them is finished. If the loop says that the task is
+    solved, the iterations that are left are not begun.
 
     Args:
         steps: the stages, in order.
         out: the run's folder.
         execute: runs one command and returns its metrics.
         table: rows to print at the end.
+        loop: what to look at in the iterations, if there are any.
+        sweep: a table of settings to print at the end.
 
     Returns:
-        The summary: a section for every first word in the steps' reports, and "seconds" for each stage.
+        The summary: a section for every first word in the steps' reports (of a loop, its last iteration's), "seconds"
+        for each stage, and where there is a loop "iterations", a list of their reports.
 
     Raises:
         ValueError: if a finished stage was made from an earlier version of an unfinished one.
     """
+    loop = loop or Loop()
     results = {step.name: read_result(out / step.name) for step in steps}
     unfinished = next((step.name for step in steps if results[step.name] is None), None)
     for step in reversed(steps):
@@ -84,23 +73,62 @@ def run_pipeline(
                 f"stage {step.name} in {out} is finished but {unfinished}, which comes before it, is not: delete "
                 f"{out / step.name} too, or use another --out"
             )
+    done: list[Step] = []
     for number, step in enumerate(steps, 1):
+        if done and step.iteration > done[-1].iteration:
+            reports = iterations_of(done, results, loop.steps)
+            write_view(out, reports, loop)
+            if reports and loop.solved(reports[-1]):
+                say(f"solved after iteration {done[-1].iteration}: {loop.value} is at least {loop.at_least:g}")
+                break
         label = f"[{number}/{len(steps)}] {step.name}"
         result = results[step.name]
         if result is not None:
             say(f"{label}: finished before, {_numbers(step, result)}")
-            continue
-        results[step.name] = result = _run(step, out / step.name, execute, label)
-        say(f"{label}: finished, {_numbers(step, result)}")
+        else:
+            results[step.name] = result = _run(step, out / step.name, execute, label)
+            say(f"{label}: finished, {_numbers(step, result)}")
+        done.append(step)
+    summary = summarize(done, results)
+    summary["seconds"] = {step.name: (results[step.name] or {})["seconds"] for step in done}
+    reports = iterations_of(done, results, loop.steps)
+    if reports:
+        summary["iterations"] = reports
+        write_view(out, reports, loop)
+    write_json(out / "summary.json", summary)
+    parts = [format_iterations(reports, loop), format_table(summary, table or [])]
+    parts.append(format_sweep(summary, sweep) if sweep else [])
+    for lines in parts:
+        say("\n".join(["", *lines]) if lines else "")
+    return summary
+
+
+def summarize(steps: list[Step], results: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that finished stages report, by section; a later stage's win."""
     summary: dict[str, Any] = {}
     for step in steps:
         for place, metric in step.report.items():
             section, _, name = place.partition(".")
-            summary.setdefault(section, {})[name] = (results[step.name] or {})["metrics"].get(metric)
-    summary["seconds"] = {step.name: (results[step.name] or {})["seconds"] for step in steps}
-    write_json(out / "summary.json", summary)
-    say("\n" + "\n".join(format_table(summary, table or [])))
+            summary.setdefault(section, {})[name] = results[step.name]["metrics"].get(metric)
     return summary
+
+
+def iterations_of(steps: list[Step], results: dict[str, Any], env_steps: str = "") -> list[dict[str, Any]]:
+    """One report an iteration: its number, its sections, its seconds, and the real environment steps until its end.
+
+    Args:
+        steps: finished stages.
+        results: theirs, by name.
+        env_steps: place of the steps that a stage made; they are added up from the first stage on.
+    """
+    reports, total = [], 0
+    for iteration in range(max((step.iteration for step in steps), default=0) + 1):
+        own = [step for step in steps if step.iteration == iteration]
+        sections = summarize(own, results)
+        total += find(sections, env_steps) or 0
+        seconds = round(sum(results[step.name]["seconds"] for step in own), 1)
+        reports.append({"iteration": iteration, "env_steps": total, "seconds": seconds} | sections)
+    return reports[1:]
 
 
 def _run(step: Step, folder: Path, execute: Callable[[list[str]], dict[str, Any]], label: str) -> dict[str, Any]:
@@ -137,42 +165,9 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def format_table(summary: dict[str, Any], table: list[Comparison]) -> list[str]:
-    """The closing table, one line a comparison; what did not beat its baseline stands in red and says so."""
-    if not table:
-        return []
-    wide = max(len(row.what) for row in table)
-    lines = [f"{'':{wide}}  {'learned':>10}  {'baseline':>10}"]
-    for row in table:
-        value, baseline = _find(summary, row.value), _find(summary, row.baseline)
-        if value is None or baseline is None:
-            lines.append(red(f"{row.what:{wide}}  {'':10}  {'':10}  {row.against}: NOT MEASURED"))
-            continue
-        gain = (value - baseline) * (1 if row.better == "higher" else -1)
-        verdict = "better" if gain > 0 else "NOT BETTER"
-        margin = _find(summary, row.margin) if row.margin else None
-        if margin is not None:
-            verdict += f" (difference {value - baseline:+.4g} +- {margin:.2g})"
-            if 0 < gain <= margin:
-                verdict = verdict.replace("better", "better, not certain", 1)
-        line = f"{row.what:{wide}}  {value:10.4g}  {baseline:10.4g}  {row.against}: {verdict}"
-        lines.append(line if gain > 0 else red(line))
-    return lines
-
-
-def red(text: str) -> str:
-    """The text in red where the terminal can show it."""
-    return f"\033[31m{text}\033[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
-
-
 def say(line: str) -> None:
     """Prints a line at once, so that a log shows it while the stage runs."""
     print(line, flush=True)
-
-
-def _find(summary: dict[str, Any], place: str) -> float | None:
-    section, _, name = place.partition(".")
-    return summary.get(section, {}).get(name)
 
 
 def _numbers(step: Step, result: dict[str, Any]) -> str:

@@ -1,0 +1,116 @@
+"""A loop of stages seen as one experiment: what each iteration came to, as a table, a picture and TensorBoard curves.
+
+{run}/iterations/tensorboard        one event file an iteration, all in one view; x = real environment steps so far
+{run}/iterations/curves.png         the same curves
+"""
+
+import io
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from datamodules.files import write_atomically
+from wmlightning.callbacks.charts import line_chart
+from wmlightning.tools.tables import find
+
+Place = str | list[str]
+"""A place in an iteration's report, or two of them: the first less the second."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What to look at in a pipeline's iterations, and when they have done enough.
+
+    Args:
+        steps: place of the real environment steps that an iteration made; those of the stages before the loop count.
+        charts: chart -> curve -> its place, e.g. {"return": {"real": "controller.mean_return"}}. Two places in a list
+            stand for the first less the second.
+        value: place of the number that says whether the task is solved; None for no such rule.
+        at_least: the loop ends after the first iteration in which `value` is no smaller than this.
+    """
+
+    steps: str = ""
+    charts: dict[str, dict[str, Place]] = field(default_factory=dict)
+    value: str | None = None
+    at_least: float | int = 0.0
+
+    def solved(self, report: dict[str, Any]) -> bool:
+        """Whether an iteration's report says that the task is solved."""
+        value = find(report, self.value) if self.value else None
+        return value is not None and value >= self.at_least
+
+    def curves(self, reports: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+        """chart -> curve -> (real environment steps so far, values), of the iterations that have the value."""
+        drawn: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+        for chart, places in self.charts.items():
+            for curve, place in places.items():
+                points = [(report["env_steps"], number(report, place)) for report in reports]
+                known = [(float(x), y) for x, y in points if y is not None]
+                drawn.setdefault(chart, {})[curve] = ([x for x, _ in known], [y for _, y in known])
+        return drawn
+
+
+def number(report: dict[str, Any], place: Place) -> float | None:
+    """The number at a place, or the difference of two; None where one is missing."""
+    numbers = [find(report, one) for one in ([place] if isinstance(place, str) else place)]
+    if None in numbers:
+        return None
+    return float(numbers[0]) - sum(float(other) for other in numbers[1:])  # type: ignore[arg-type]
+
+
+def write_view(out: Path, reports: list[dict[str, Any]], loop: Loop) -> None:
+    """Writes the curves of all finished iterations, for TensorBoard and as a picture; again and again the same files.
+
+    Args:
+        out: the run's folder.
+        reports: one an iteration, each with "iteration", "env_steps" (so far) and sections of numbers.
+        loop: what to draw.
+    """
+    if not reports or not loop.charts:
+        return
+    folder = out / "iterations" / "tensorboard"
+    folder.mkdir(parents=True, exist_ok=True)
+    for report in reports:
+        target = folder / f"events.out.tfevents.{report['iteration']:010d}.iterations"
+        _write_events(target, report, loop)
+    pictures = []
+    for chart, curves in loop.curves(reports).items():
+        title = f"{chart}, iteration by iteration"
+        pictures.append(line_chart(curves, title, "real environment steps", "", (760, 300)))
+    encoded = io.BytesIO()
+    Image.fromarray(np.concatenate(pictures)).save(encoded, "PNG")
+    write_atomically(out / "iterations" / "curves.png", lambda file: file.write(encoded.getvalue()))
+
+
+def _write_events(target: Path, report: dict[str, Any], loop: Loop) -> None:
+    from torch.utils.tensorboard import SummaryWriter  # a second of imports
+
+    with tempfile.TemporaryDirectory(dir=target.parent.parent, prefix=".") as folder:
+        with SummaryWriter(folder) as writer:
+            for chart, places in loop.charts.items():
+                for curve, place in places.items():
+                    value = number(report, place)
+                    if value is not None:
+                        tag = f"{chart}/{curve}".replace(" ", "_")
+                        writer.add_scalar(tag, value, int(report["env_steps"]))
+        # Whole or not at all, and under a name of its own: a killed run writes it again.
+        os.replace(next(Path(folder).iterdir()), target)
+
+
+def format_iterations(reports: list[dict[str, Any]], loop: Loop) -> list[str]:
+    """A line an iteration, a column a curve."""
+    places = {f"{chart} {curve}": place for chart, curves in loop.charts.items() for curve, place in curves.items()}
+    if not reports or not places:
+        return []
+    cells = [["iteration", "real steps", *places]]
+    for report in reports:
+        values = [number(report, place) for place in places.values()]
+        shown = ["" if value is None else f"{value:.4g}" for value in values]
+        cells.append([str(report["iteration"]), str(report["env_steps"]), *shown])
+    wide = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
+    return ["  ".join(f"{text:>{wide[k]}}" for k, text in enumerate(line)) for line in cells]
