@@ -271,3 +271,18 @@ def test_a_change_reaches_a_stage_or_a_named_value():
     pipeline = read_pipeline("world_models/quickstart", changes=["seed=3", "vae.trainer.max_steps=5"])
     assert pipeline["seed"] == 3
     assert pipeline["stages"]["vae"]["set"]["trainer.max_steps"] == 5
+
+
+def test_without_any_extra_the_command_line_works_and_a_suite_says_what_to_install():
+    code = """
+import sys
+for name in ("vizdoom", "Box2D", "pygame", "ale_py", "minigrid", "stable_baselines3"):
+    sys.modules[name] = None
+from wmlightning.__main__ import main
+sys.exit(main(["collect", "--environment.id", sys.argv[1], "--policy", "ConstantPolicy", "--policy.action", "[0.0]"]))
+"""
+    for id, extra in (("CarRacing-v3", "box2d"), ("VizdoomTakeCover-v1", "doom")):
+        words = [sys.executable, "-c", code, id]
+        answer = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        assert f'pip install "wmlightning[{extra}]"' in answer.stderr, answer.stderr
+        assert len(answer.stderr.strip().splitlines()) == 1
