@@ -144,6 +144,7 @@ class EpisodeDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.store = EpisodeStore(path, cap_bytes, cap_decisions, compression)
+        self.predicted: set[tuple[int, int]] = set()
 
     @property
     def spec(self) -> Spec:
@@ -191,12 +192,17 @@ class EpisodeDataModule(lightning.LightningDataModule):
         return self._fixed(2, max(1, rows // (self.dataset.sampler.length * self.batch_size * self._world()[1])))
 
     def predict_dataloader(self) -> Loader:
-        """Every whole episode of the store, held out or not, as `WholeEpisode`; ranks take turns."""
+        """Every whole episode of the store, held out or not, as `WholeEpisode`; ranks take turns.
+
+        Those whose (index, rank) are in `predicted` are not read: a callback that has their predictions says so.
+        """
         self.store.refresh()
         listing = self.store.listing
         rank, world = self._world()
         numbers = range(rank, len(listing), world)
-        return Loader(lambda: (partial(_read_whole, self.store, listing), numbers), len(numbers), self.num_workers)
+        return Loader(
+            lambda: (partial(_read_whole, self.store, listing, self.predicted), numbers), len(numbers), self.num_workers
+        )
 
     def _fixed(self, stream: int, count: int) -> Loader:
         seed = int(mix(self.seed, stream)[0])
@@ -233,7 +239,11 @@ def _read_batch(dataset: EpisodeDataset, store: Any, episodes: list, seed: int, 
     return dataset.draw(store, episodes, seed, batch, size, share)
 
 
-def _read_whole(store: EpisodeStore, listing: list[EpisodeName], number: int) -> WholeEpisode | None:
+def _read_whole(
+    store: EpisodeStore, listing: list[EpisodeName], predicted: set[tuple[int, int]], number: int
+) -> WholeEpisode | None:
+    if (listing[number].index, listing[number].rank) in predicted:
+        return None
     try:
         return WholeEpisode.read(store, listing[number])
     except DamagedEpisode:

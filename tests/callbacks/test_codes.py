@@ -89,6 +89,17 @@ def test_codes_of_two_v_never_share_a_folder(tmp_path, episodes):
         write(episodes, tmp_path / "codes", tiny(seed=1))
 
 
+def test_of_a_store_that_has_grown_only_the_new_episodes_are_read(tmp_path, episodes, monkeypatch):
+    write(episodes, tmp_path / "codes", tiny())
+    episodes.append(episodes.read(0), 11)
+    read, read_into = [], EpisodeStore.read_into
+    monkeypatch.setattr(
+        EpisodeStore, "read_into", lambda self, name, *at: read.append(name.index) or read_into(self, name, *at)
+    )
+    assert write(episodes, tmp_path / "codes", tiny()).indices.tolist() == [3, 5, 8, 11]
+    assert set(read) == {11}
+
+
 def test_codes_of_another_v_are_replaced_where_that_is_wanted(tmp_path, episodes):
     old, new = tiny(), tiny(seed=1)
     codes = write(episodes, tmp_path / "codes", old)

@@ -9,6 +9,7 @@ import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from datamodules.datamodule import EpisodeDataModule
 from datamodules.datasets import WholeEpisode
 from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
@@ -40,6 +41,7 @@ class CodeWriter(BasePredictionWriter):
         self.path, self.stale = os.fspath(path), stale
         self._fingerprint = ""
         self._store: EpisodeStore | None = None
+        self._present: set[tuple[int, int]] = set()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at what was written before."""
@@ -59,7 +61,10 @@ class CodeWriter(BasePredictionWriter):
                 os.unlink(f"{self.path}/{name}")
         trainer.strategy.barrier()
         self._store = EpisodeStore(self.path)
-        pl_module.encoded = {(name.index, name.rank) for name in self._store.listing}
+        self._present = {(name.index, name.rank) for name in self._store.listing}
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, EpisodeDataModule):
+            data.predicted = self._present  # their images need not be read
 
     def write_on_batch_end(
         self,
@@ -72,7 +77,7 @@ class CodeWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Writes one episode."""
-        if not prediction:
+        if (batch.index, batch.rank) in self._present:
             return
         rows = batch.batch
         episode = Episode(

@@ -50,15 +50,16 @@ class ThreeWay(gym.ActionWrapper):
 
 LAUNCHER = """#!/bin/sh
 cd {folder} || exit 1
+for word; do [ "$before" = +viz_instance_id ] && id=$word; before=$word; done
 (
     trap '' HUP INT TERM
     while kill -0 $PPID && kill -0 $$; do sleep 2; done
-    kill -9 $$ && rm -rf {folder}
+    kill -9 $$ && rm -rf {folder} "/dev/shm/ViZDoomSM$id" "/dev/shm/ViZDoomMQCtr$id" "/dev/shm/ViZDoomMQDoom$id"
 ) </dev/null >/dev/null 2>&1 &
 exec {engine} "$@"
 """
-"""Becomes the engine. What it leaves beside it ends the engine should this process be killed, for nobody else would: it
-ignores SIGTERM and would wait for orders for ever."""
+"""Becomes the engine. What it leaves beside it ends the engine and clears up should this process be killed, for nobody
+else would: the engine ignores SIGTERM and would wait for orders for ever."""
 
 
 def start_elsewhere(game: Any) -> tempfile.TemporaryDirectory:

@@ -281,6 +281,9 @@ class DreamVectorEnv(VectorEnv):
 class DreamEnv(gym.Env):
     """One dream as a gymnasium environment: a `DreamVectorEnv` of one row, see there.
 
+        env = DreamEnv(wmlightning.load("mdn_rnn.ckpt"), Dream("codes", reward="alive", done=True))
+        stable_baselines3.PPO("MlpPolicy", env).learn(100_000)          # or whatever learns in gymnasium's environments
+
     Args:
         model: a `LatentModel`.
         dream: what the dream is like.

@@ -83,7 +83,6 @@ class VAE(Stage):
             self.metrics[f"{prefix}psnr"] = PeakSignalNoiseRatio(1.0, dim=(1, 2, 3))
             self.metrics[f"{prefix}ssim"] = StructuralSimilarityIndexMeasure(data_range=1.0)
         self._mean_image: Tensor | None = None
-        self.encoded: set[tuple[int, int]] = set()
 
     def encode(self, image: UInt8[Tensor, "*batch height width channels"]) -> Float[Tensor, "*batch embed"]:
         """Images (..., H, W, C) to embeds [mean, logvar], (..., 2 * latent_size)."""
@@ -159,12 +158,7 @@ class VAE(Stage):
         self._log("psnr", "ssim", "baseline_psnr", "baseline_ssim")
 
     def predict_step(self, batch: WholeEpisode, batch_idx: int) -> dict[str, Tensor]:
-        """The codes of one whole episode: `mean` and `logvar`, each (steps + 1, latent_size).
-
-        Nothing for an episode whose (index, rank) is in `encoded`.
-        """
-        if (batch.index, batch.rank) in self.encoded:
-            return {}
+        """The codes of one whole episode: `mean` and `logvar`, each (steps + 1, latent_size)."""
         images = batch.batch.observation["image"][0]
         embeds = torch.cat([self.encode(part) for part in images.split(ENCODED_AT_ONCE)]).float()
         mean, logvar = embeds.chunk(2, -1)
