@@ -1,7 +1,7 @@
 """How C drives: the present mean in the real environment or in its dream, and its fitness over the generations."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,8 +69,7 @@ def drive(policy: Policy, environment: EnvFactory, seed: int, frames: int = 150,
     with environment.vector(1) as envs:
         rollout(envs, policy, [seed], writer=recorder)
     returns = np.cumsum(recorder.rewards)
-    chosen = evenly(len(recorder.images), frames)
-    return [captioned(recorder.images[k], f"{note}step {k}  return {returns[k]:.1f}") for k in chosen]
+    return _film(recorder.images, returns, frames, note)
 
 
 def drive_dream(
@@ -101,8 +100,13 @@ def drive_dream(
         total, over = total + reward, terminated or truncated
         pictures.append(env.render())
         returns.append(total)
+    return _film(pictures, returns, frames, note)
+
+
+def _film(pictures: Sequence[Any], returns: Sequence[float] | np.ndarray, frames: int, note: str) -> list[Picture]:
+    """At most so many of the pictures, evenly, with step and return below."""
     chosen = evenly(len(pictures), frames)
-    return [captioned(pictures[k], f"{note}step {k}  return {returns[k]:.1f}") for k in chosen]  # type: ignore[arg-type]
+    return [captioned(pictures[k], f"{note}step {k}  return {returns[k]:.1f}") for k in chosen]
 
 
 def _actions(policy: Any) -> Callable[[np.ndarray], Any]:
