@@ -1,6 +1,8 @@
 """CMAES finds minima, is a function of its counters, and continues from its state bit for bit."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -189,3 +191,9 @@ def test_the_checkpoints_seed_wins_with_a_warning():
     with pytest.warns(UserWarning, match="seed 0, not 5"):
         other.load_state_dict(optimizer.state_dict())
     assert torch.equal(other.ask(), optimizer.ask())
+
+
+def test_without_matplotlib_nothing_is_said_of_plots():
+    code = "import sys; sys.modules['matplotlib'] = None; import wmlightning.optimizers"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (answer.returncode, answer.stderr) == (0, "")

@@ -5,14 +5,18 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-import cma
 import numpy as np
 import torch
-from cma.sampler import GaussFullSampler
-from cma.sigma_adaptation import CMAAdaptSigmaCSA
 from torch import Tensor
 
 from wmlightning.threads import torch_threads
+
+with warnings.catch_warnings():
+    # It tells everybody without matplotlib that its own plots are not available; nothing here draws them.
+    warnings.filterwarnings("ignore", "Could not import matplotlib", UserWarning)
+    import cma
+    from cma.sampler import GaussFullSampler
+    from cma.sigma_adaptation import CMAAdaptSigmaCSA
 
 # What must be carried over for a bit-exact continuation, by the object of the library that owns it. Everything else in
 # it is either constant (recombination weights, learning rates), rebuilt by `ask`, or only read by its stopping rules.
