@@ -42,7 +42,6 @@ def test_an_episode_depends_on_its_seed_and_not_on_rows_workers_or_company(tmp_p
     assert_same(alone, recorded(tmp_path / "3", CORRIDOR, WANDER, seeds, 3))
     assert_same(alone, recorded(tmp_path / "16", CORRIDOR, WANDER, seeds, 16))
     assert_same(alone, recorded(tmp_path / "w", CORRIDOR, WANDER, seeds, 4, 2))
-    assert_same(alone, recorded(tmp_path / "halves", CORRIDOR, WANDER, seeds, 9, 2))
     backwards, _ = recorded(tmp_path / "b", CORRIDOR, WANDER, seeds[::-1], 3)
     assert [(r.seed, r.total_reward) for r in backwards[::-1]] == [(r.seed, r.total_reward) for r in alone[0]]
 
@@ -84,14 +83,14 @@ def test_env_steps_are_raw_steps():
     assert (result.decisions, result.env_steps, result.total_reward) == (3, 10, 55.0)
 
 
-@pytest.mark.parametrize(("kind", "num_envs"), [("kill", 4), ("hang", 4), ("kill", 8)])
-def test_an_episode_whose_worker_dies_is_begun_again_and_comes_out_the_same(tmp_path, kind, num_envs):
+@pytest.mark.parametrize("kind", ["kill", "hang"])
+def test_an_episode_whose_worker_dies_is_begun_again_and_comes_out_the_same(tmp_path, kind):
     def play(name, marker, workers):
         kwargs = {"kind": kind, "marker": str(marker)}
         factory = EnvFactory("accidents:tests/Accident-v0", size=8, kwargs=kwargs)
         store = EpisodeStore(tmp_path / name)
-        with factory.vector(num_envs, workers, timeout=2.0 if kind == "hang" else 60.0) as envs:
-            results = rollout(envs, NOISE, list(range(16)), writer=EpisodeWriter(store))
+        with factory.vector(4, workers, timeout=2.0 if kind == "hang" else 60.0) as envs:
+            results = rollout(envs, NOISE, list(range(8)), writer=EpisodeWriter(store))
         return results, [store.read(position) for position in range(len(store))]
 
     (tmp_path / "happened").touch()
@@ -131,18 +130,6 @@ def test_the_policy_always_sees_all_rows_and_a_new_episode_gets_a_fresh_carry():
     assert policy.firsts == 6
     assert policy.steps[0] == [0, 0, 0, 0]
     assert policy.steps[6][:2] == [0, 0], "Rows 0 and 1 begin the last two jobs at the seventh call."
-
-
-def test_with_workers_and_rows_enough_half_of_the_rows_step_while_the_policy_sees_the_other_half():
-    policy, stops = Watcher(), iter([False] * 9 + [True])
-    with COUNTER.vector(8, 2) as envs:
-        done = rollout(envs, policy, list(range(20)), should_stop=lambda: next(stops))
-        assert policy.rows == {(4, 4, 4)}
-        assert policy.steps == [[k // 2] * 4 for k in range(9)], "The halves take turns."
-        assert done == [], "Nobody got to the end of an episode of six steps."
-        policy.steps.clear()
-        assert len(rollout(envs, policy, list(range(20)))) == 20, "The same environments can be used again."
-    assert policy.firsts == 8 + 20
 
 
 def test_begin_is_asked_for_the_carry_of_the_jobs_that_begin():

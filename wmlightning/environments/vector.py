@@ -52,7 +52,7 @@ class PixelVectorEnv(VectorEnv):
         self.observation_space = batch_space(observation, num_envs)
         self.action_space = batch_space(action, num_envs)
         self.num_envs, self.num_workers, self.description = num_envs, min(num_workers, num_envs), description or {}
-        self.running, self.lost = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
+        self.running = np.zeros(num_envs, bool)
         sizes = num_envs, int(np.prod(action.shape)), observation["image"].shape[0]  # type: ignore[index]
         if num_workers:
             self.workers: Workers | None = Workers(make, sizes, self.num_workers, timeout)
@@ -76,46 +76,23 @@ class PixelVectorEnv(VectorEnv):
         Raises:
             RuntimeError: if an environment raises, naming it.
         """
-        self.start(order, actions, seeds)
-        return self.finish()
-
-    def start(
-        self,
-        order: np.ndarray,
-        actions: np.ndarray | None = None,
-        seeds: np.ndarray | None = None,
-        rows: np.ndarray | slice = slice(None),
-    ) -> None:
-        """Begins a tick of some rows, by default of all; the others rest, and what stands of them on the board stays.
-
-        Worker processes are at work when this returns. Arguments as in `tick`, one entry for each of `rows`.
-        """
         board = self.board
-        if self.workers is not None:
-            self.lost |= self.workers.settle()
-        board.order[:] = IDLE
-        board.order[rows] = np.where(self.lost[rows] & (order == STEP), IDLE, order)
-        self.lost &= board.order != RESET
+        lost = np.zeros(self.num_envs, bool) if self.workers is None else self.workers.settle()
+        board.order[:] = np.where(lost & (order == STEP), IDLE, order)
         if actions is not None:
-            board.action[rows] = actions
+            board.action[:] = actions
         if seeds is not None:
-            board.seed[rows] = seeds
-        board.reward[rows], board.env_steps[rows] = 0.0, 0
-        board.terminated[rows], board.truncated[rows] = False, False
-        self.running |= board.order == RESET
-        if self.workers is not None:
-            self.workers.start()
-
-    def finish(self) -> np.ndarray:
-        """Waits for the rows that `start` set going. Returns and raises what `tick` does."""
-        board = self.board
+            board.seed[:] = seeds
+        board.reward[:], board.env_steps[:] = 0.0, 0
+        board.terminated[:], board.truncated[:] = False, False
+        crashed = lost & (order == STEP)
         if self.local is not None:
             self.local.tick()
         if self.workers is not None:
-            self.lost |= self.workers.settle()
-        board.order[:] = IDLE
-        self.running &= ~(board.terminated | board.truncated | self.lost)
-        return self.lost.copy()
+            crashed |= self.workers.tick()
+        self.running = (self.running & ~lost) | (order == RESET)
+        self.running &= ~(board.terminated | board.truncated | crashed)
+        return crashed
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None

@@ -67,16 +67,8 @@ class Workers:
             self.close()
             raise
 
-    def start(self) -> None:
-        """Has every worker carry out its rows' orders."""
-        for number, rows in enumerate(self.rows):
-            if (self.board.order[rows] != IDLE).any():
-                self.waiting[self.connections[number]] = number
-                with contextlib.suppress(OSError):  # A dead worker shows when its answer is read.
-                    self.connections[number].send_bytes(TICK)
-
-    def settle(self) -> np.ndarray:
-        """Waits for the workers that owe an answer.
+    def tick(self) -> np.ndarray:
+        """Has every worker carry out its rows' orders.
 
         Returns:
             bool (rows,), rows whose worker died or hung. A warning has named it, and its successor is ready.
@@ -84,6 +76,15 @@ class Workers:
         Raises:
             RuntimeError: if an environment raises, with the worker's message.
         """
+        for number, rows in enumerate(self.rows):
+            if (self.board.order[rows] != IDLE).any():
+                self.waiting[self.connections[number]] = number
+                with contextlib.suppress(OSError):  # A dead worker shows when its answer is read.
+                    self.connections[number].send_bytes(TICK)
+        return self.settle()
+
+    def settle(self) -> np.ndarray:
+        """Waits for the workers that owe an answer; an interrupted tick leaves some. Returns what `tick` does."""
         lost = np.zeros(self.sizes[0], bool)
         deadline = time.monotonic() + self.timeout
         while self.waiting:

@@ -266,7 +266,7 @@ class RandomNetworkPolicy(ExplorationPolicy):
 
     def _weights(self, seed: int, shape: torch.Size) -> list[Tensor]:
         if seed not in self._drawn:
-            while len(self._drawn) >= 4 * shape[0]:  # a rollout may ask for half of its rows at a time
+            while len(self._drawn) >= 2 * shape[0]:
                 del self._drawn[next(iter(self._drawn))]
             self._drawn[seed] = self._draw(seed, shape)
         return self._drawn[seed]

@@ -11,8 +11,8 @@ from torch.nn import functional
 from wmlightning.dynamics.state import State
 from wmlightning.interfaces import Carry
 
-_ROWS = 4
-"""Batches are padded to a multiple of this, so that a row rounds alike whether it acts alone or beside others."""
+_ROWS = 8
+"""Batches are padded to a multiple of this, so that a row rounds alike whether it acts alone or beside seven others."""
 
 
 class LatentPolicy:
