@@ -1,5 +1,7 @@
 """Any registered id looks alike, and what cannot be made says in one line what to do."""
 
+import os
+import subprocess
 import sys
 
 import gymnasium as gym
@@ -151,3 +153,14 @@ def test_a_missing_package_is_named(monkeypatch, beginning, package):
 def test_settings_that_make_no_sense_are_refused_at_once(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         EnvFactory("wmlightning/DummyPixels-v0", **wrong)
+
+
+def test_drawing_needs_no_screen_and_says_nothing():
+    code = """
+from wmlightning.environments.factory import EnvFactory
+with EnvFactory("Pendulum-v1").vector(1) as envs:
+    envs.reset(seed=0)
+"""
+    silent = {key: value for key, value in os.environ.items() if key not in ("SDL_VIDEODRIVER", "DISPLAY")}
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=silent)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")

@@ -21,6 +21,8 @@ from wmlightning.environments.wrappers import Decisions, OneHotActions, Pixels, 
 
 # pygame greets on stdout otherwise, once per worker.
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+# Pictures go into arrays; SDL looks for a screen otherwise, and complains where there is none.
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 PACKAGES = {
     "ALE/": ("ale_py", "ale-py"),
