@@ -1,6 +1,7 @@
 """How fast windows of frames are drawn from a store, and what that costs in memory and descriptors.
 
-    python tests/benchmarks/bench_windows.py --peer-python /path/to/a/venv/with/sheeprl/bin/python
+    python3 -m venv .venv-bench && .venv-bench/bin/pip install -e ".[bench]" -c requirements/ci-constraints.txt
+    python tests/benchmarks/bench_windows.py
 
 In one run, taking turns: ours (files of one episode each), a plain numpy copy of as many bytes from RAM, and the
 memory-mapped replay buffer of sheeprl 0.8.4 in an interpreter of its own. Page cache hot, one thread each, medians.
@@ -21,6 +22,7 @@ import torch
 
 from datamodules import Episode, EpisodeStore, FrameDataset, UniformWindows, WindowDataset
 
+PEER_PYTHON = Path(__file__).parents[2] / ".venv-bench" / "bin" / "python"
 SHAPE = (64, 64, 3)
 ROWS = 1000
 
@@ -50,7 +52,7 @@ for line in sys.stdin:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", default=os.environ.get("PEER_PYTHON"), help="interpreter that has sheeprl")
+    parser.add_argument("--peer-python", default=PEER_PYTHON, help="interpreter that has sheeprl")
     parser.add_argument("--frames", type=int, default=100_000, help="frames in the store")
     parser.add_argument("--batch", type=int, default=50, help="windows in a batch")
     parser.add_argument("--length", type=int, default=50, help="frames in a window")
@@ -152,8 +154,8 @@ def fill(folder: Path, episodes: int, rows: int, shape: tuple[int, ...]) -> None
 def start_peer(options: argparse.Namespace, folder: Path) -> "subprocess.Popen[str] | None":
     """The peer's process, waiting to be asked; None where there is no interpreter for it."""
     python = options.peer_python
-    if not python or subprocess.run([python, "-c", "import sheeprl"], capture_output=True).returncode:
-        print("sheeprl is left out: make a virtual environment with sheeprl==0.8.4 and give --peer-python")
+    if not Path(python).exists() or subprocess.run([python, "-c", "import sheeprl"], capture_output=True).returncode:
+        print("sheeprl is left out: install the extra [bench] as said at the top of this file, or give --peer-python")
         return None
     numbers = [str(number) for number in (options.frames, options.batch, options.length)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
