@@ -45,6 +45,11 @@ def difference(spec: Spec, wanted: Spec) -> str:
     return ""
 
 
+def leftovers(folder: str) -> list[str]:
+    """Names of unfinished files in a store, of a writer that was killed or is at work. No reader looks at them."""
+    return sorted(entry for entry in os.listdir(folder) if entry.endswith(".tmp"))
+
+
 def verify(folder: str) -> list[str]:
     """Looks into every file of a store and names those that are truncated, foreign or inconsistent. Deletes nothing.
 
@@ -58,9 +63,7 @@ def verify(folder: str) -> list[str]:
         path = os.path.join(folder, entry)
         name = EpisodeName.parse(entry)
         if name is None:
-            if entry.endswith(".tmp"):
-                problems.append(f"{entry}: left by a writer that was killed: delete it, unless one is at work now")
-            elif not os.path.isdir(path):
+            if not (entry.endswith(".tmp") or os.path.isdir(path)):
                 problems.append(f"{entry}: is foreign to a store of episodes: move it elsewhere")
             continue
         try:

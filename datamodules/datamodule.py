@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from datamodules.datasets import EpisodeDataset, WholeEpisode
+from datamodules.datasets import EpisodeDataset, Unreadable, WholeEpisode
 from datamodules.episode import Spec
 from datamodules.files import DamagedEpisode, EpisodeName
 from datamodules.hashing import below, mix
@@ -51,10 +51,17 @@ class Loader:
         plan: called when a pass begins; gives the function that reads one item, and the numbers of the pass's items.
         length: items in a whole pass.
         num_workers: processes that read ahead; 0 reads in this one, which is fast enough for uncompressed stores.
+        optional: end a pass with a warning where damaged files have left nothing to read.
     """
 
-    def __init__(self, plan: Callable[[], tuple[Callable, Iterable[int]]], length: int, num_workers: int = 0) -> None:
-        self._plan, self._length, self._num_workers = plan, length, num_workers
+    def __init__(
+        self,
+        plan: Callable[[], tuple[Callable, Iterable[int]]],
+        length: int,
+        num_workers: int = 0,
+        optional: bool = False,
+    ) -> None:
+        self._plan, self._length, self._num_workers, self._optional = plan, length, num_workers, optional
 
     def __len__(self) -> int:
         return self._length
@@ -72,7 +79,12 @@ class Loader:
                 collate_fn=_same,
                 generator=torch.Generator(),
             )
-        yield from (item for item in items if item is not None)
+        try:
+            yield from (item for item in items if item is not None)
+        except Unreadable as error:
+            if not self._optional:
+                raise
+            warnings.warn(f"what is held out is not measured: {error}", stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: see the class."""
@@ -143,7 +155,7 @@ class EpisodeDataModule(lightning.LightningDataModule):
         self.validation_batches = validation_batches
         self.seed = seed
         self.num_workers = num_workers
-        self.store = EpisodeStore(path, cap_bytes, cap_decisions, compression)
+        self.store = EpisodeStore(path, cap_bytes, compression, cap_decisions)
         self.predicted: set[tuple[int, int]] = set()
 
     @property
@@ -206,7 +218,8 @@ class EpisodeDataModule(lightning.LightningDataModule):
 
     def _fixed(self, stream: int, count: int) -> Loader:
         seed = int(mix(self.seed, stream)[0])
-        return Loader(lambda: (self._reader(True, seed), range(count)), count, self.num_workers)
+        # A damaged file must not end a training that can do without it.
+        return Loader(lambda: (self._reader(True, seed), range(count)), count, self.num_workers, optional=True)
 
     def _reader(self, validation: bool, seed: int) -> Callable:
         rank, world = self._world()

@@ -20,7 +20,11 @@ from datamodules.samplers import Sampler, ShuffledFrames, Window
 from datamodules.store import EpisodeStore
 
 ATTEMPTS = 100
-"""Windows tried in place of one that cannot be read, before giving up on the store."""
+"""Windows tried in place of one that cannot be read, before only whole files are chosen from."""
+
+
+class Unreadable(ValueError):
+    """Nothing is left to draw from: the text says of which folder, and what to do, in one line."""
 
 
 class EpisodeDataset(ABC):
@@ -52,23 +56,31 @@ class EpisodeDataset(ABC):
 
         Raises:
             ValueError: if nothing can be sampled. A damaged file is replaced by another window, with a counted warning.
+            Unreadable: if files are damaged and what is left is too little for a window.
         """
-        lengths = np.array([name.rows for name in episodes], np.int64)
-        windows = self.sampler.sample(lengths, seed, batch, size)[share]
+        windows = self.sampler.sample(_lengths(episodes), seed, batch, size)[share]
         rows = Rows.empty(store.spec, (len(windows), self.sampler.length))
         for place, window in enumerate(windows):
-            attempt = 0
+            attempt, left = 0, episodes
             # The replacement depends on which files are damaged, not on when that was noticed: it resumes exactly.
-            while not _filled(rows.part(place), window, store, episodes):
+            while not _filled(rows.part(place), window, store, left):
                 attempt += 1
-                if attempt > ATTEMPTS:
-                    raise ValueError(
-                        f"{ATTEMPTS} windows in a row could not be read from {store.path}: "
-                        f"`wmlightning data verify {store.path}` says why"
-                    )
                 other_seed = int(mix(seed, attempt)[0])
-                window = self.sampler.sample(lengths, other_seed, batch, size)[share][place]
+                if attempt > ATTEMPTS:
+                    left = [name for name in left if store.readable(name)]
+                try:
+                    window = self.sampler.sample(_lengths(left), other_seed, batch, size)[share][place]
+                except ValueError as error:  # all episodes together were enough, or nothing would have been sampled
+                    raise Unreadable(
+                        f"{len(episodes) - len(left)} of {len(episodes)} episodes in {store.path} cannot be read"
+                        + (f" and of the others {error}" if left else "")
+                        + f": `wmlightning data verify {store.path}` names them"
+                    ) from None
         return rows.batch()
+
+
+def _lengths(episodes: Sequence[EpisodeName]) -> np.ndarray:
+    return np.array([name.rows for name in episodes], np.int64)
 
 
 def _filled(rows: Rows, window: Window, store: EpisodeStore, episodes: Sequence[EpisodeName]) -> bool:

@@ -18,6 +18,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -148,6 +149,25 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None
         os.close(folder)
 
 
+def check_writable(path: str | Path) -> None:
+    """Makes sure that a file can be written at a path, its folders made if need be, and leaves nothing behind.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    path = Path(path).absolute()
+    there = next(folder for folder in path.parents if folder.exists())
+    try:
+        if path.is_dir():
+            raise OSError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror or error}): name a place you may write to"
+        ) from error
+
+
 def write_episode(folder: str, name: str, content: bytes) -> None:
     """Writes an episode's file, whole or not at all.
 
@@ -161,8 +181,8 @@ def write_episode(folder: str, name: str, content: bytes) -> None:
             free = shutil.disk_usage(folder).free
             raise OSError(
                 f"the disk under {folder} is full ({megabytes(free)} free, this episode takes "
-                f"{megabytes(len(content))}): free some space, set cap_bytes, or store with compression='gzip'; "
-                "episodes already written are whole"
+                f"{megabytes(len(content))}): free some space, or store in another folder (--path) or with "
+                "compression=gzip; episodes already written are whole"
             ) from error
         raise OSError(
             f"cannot write episodes into {folder} ({error.strerror or error}): make it a folder you may write to, or "
@@ -186,7 +206,9 @@ def inspect(path: str, rows: int) -> Contents:
     except DamagedEpisode as error:
         raise DamagedEpisode(f"{os.path.basename(path)}: {error}") from None
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise DamagedEpisode(f"{os.path.basename(path)}: cannot be read as an HDF5 file ({error})") from error
+        # HDF5 says some things on several lines.
+        why = "it is a folder" if os.path.isdir(path) else " ".join(str(error).split())
+        raise DamagedEpisode(f"{os.path.basename(path)}: cannot be read as an HDF5 file ({why})") from error
 
 
 def _inspect(file: Any, path: str, rows: int) -> Contents:
@@ -247,7 +269,7 @@ def with_file(path: str, offsets: dict[str, int] | None, use: Callable[[Reader],
             finally:
                 os.close(descriptor)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise DamagedEpisode(f"{os.path.basename(path)}: {error}") from error
+        raise DamagedEpisode(f"{os.path.basename(path)}: {' '.join(str(error).split())}") from error
 
 
 def _read_raw(descriptor: int, offsets: dict[str, int], name: str, first: int, array: np.ndarray) -> None:

@@ -91,9 +91,9 @@ class EpisodeStore:
     Args:
         path: the folder; made by the first `append`.
         cap_bytes: when the files take more bytes than this, the oldest episodes are deleted (never the newest).
-        cap_decisions: the same in decisions (steps).
         compression: None for raw frames, which are fastest to read; "gzip" for archives about ten times smaller, to be
             read with DataLoader workers.
+        cap_decisions: the same as cap_bytes in decisions (steps).
 
     Raises:
         ValueError: for a cap below 1 or an unknown compression.
@@ -103,8 +103,8 @@ class EpisodeStore:
         self,
         path: str | os.PathLike,
         cap_bytes: int | None = None,
-        cap_decisions: int | None = None,
         compression: str | None = None,
+        cap_decisions: int | None = None,
     ) -> None:
         for name, cap in (("cap_bytes", cap_bytes), ("cap_decisions", cap_decisions)):
             if cap is not None and cap < 1:
@@ -223,6 +223,12 @@ class EpisodeStore:
             self._contents[name] = contents
         return contents
 
+    def readable(self, name: EpisodeName) -> bool:
+        """Whether an episode has not been found damaged, looking into its file if nobody has."""
+        with suppress(DamagedEpisode):
+            self.contents(name)
+        return name not in self._bad
+
     def _inspect(self, name: EpisodeName) -> Contents:
         if name in self._bad:
             raise DamagedEpisode(self._bad[name])
@@ -328,6 +334,7 @@ class EpisodeStore:
             self._warned_below = free
             warnings.warn(
                 f"{megabytes(free)} are free under {self.path} and an episode takes {megabytes(episode_bytes)}: about "
-                f"{free // episode_bytes} more fit; free some space, set cap_bytes, or store with compression='gzip'",
+                f"{free // episode_bytes} more fit; free some space, or store in another folder or with "
+                "compression=gzip",
                 stacklevel=3,
             )

@@ -56,7 +56,8 @@ class EpisodeWriter:
             The name of the episode's file if this step ended it and it was stored, otherwise None.
 
         Raises:
-            ValueError: if the row has not begun, or the reward is not finite.
+            ValueError: if the row has not begun, the reward is not finite, or the observation is of another kind than
+                the first.
         """
         if row not in self._open:
             raise ValueError(f"row {row} steps but has not begun an episode: call begin with the reset's observation")
@@ -90,6 +91,12 @@ class _Recording:
 
     def add(self, observation: dict[str, np.ndarray], action: np.ndarray, reward: float, terminated: bool) -> None:
         self.observations.append(_copied(observation))
+        began, now = ({k: (v.dtype.name, v.shape) for k, v in self.observations[place].items()} for place in (0, -1))
+        if now != began:
+            raise ValueError(
+                f"step {len(self.rewards)} of episode {self.index} observes {now} but the episode began with {began}: "
+                "mend the environment"
+            )
         self.actions.append(np.array(action, np.float32))
         self.rewards.append(float(reward))
         self.ends.append(bool(terminated))

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import wmlightning
+from datamodules.episode import Episode
+from datamodules.store import EpisodeStore
 from wmlightning import settings
 from wmlightning.__main__ import COMMANDS, main
 from wmlightning.settings import find_config, merge, read_pipeline
@@ -102,6 +105,9 @@ def test_every_command_explains_its_options(command, capsys):
         (["fit", "--model=VAE", "--ckpt_path=nowhere.ckpt"], "there is no checkpoint at nowhere.ckpt"),
         (["evaluate", "nowhere.ckpt"], "there is no checkpoint at nowhere.ckpt"),
         (["collect", "--path=x"], "environment"),
+        (["collect", "--environment.id=Pendulum-v1", "--episodes=0"], "episodes is 0"),
+        (["fit", "--model=VAE", "--model.learning_rate=-1"], "learning_rate is -1"),
+        (["fit", "--model=VAE", "--model.latent_size=0"], "latent_size is 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -110,6 +116,32 @@ def test_what_makes_no_sense_fails_in_one_line_that_names_it(words, message, cap
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
     assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("base: {here}/pipe.yaml", "go round in a circle"),
+        ("stages: {a: fit}", "'fit' but is a mapping"),
+        ("stages: {a: {command: fti}}", "has the command 'fti'"),
+        ("{stages: {a: {command: fit}}, loop: [a]}", "write a mapping"),
+        ("stages: {a: [}", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_pipeline_is_one_line(text, says, tmp_path, capsys):
+    (tmp_path / "pipe.yaml").write_text(text.replace("{here}", str(tmp_path)))
+    assert main(["run", str(tmp_path / "pipe.yaml"), "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [("vae.trainer.max_steps=[", "is not YAML"), ("seed.x=1", "there is no seed.x")]
+)
+def test_a_change_that_makes_no_sense_is_one_line(change, says):
+    with pytest.raises(ValueError, match=says) as error:
+        read_pipeline("world_models/quickstart", changes=[change])
+    assert "\n" not in str(error.value)
 
 
 def test_debug_shows_the_traceback_too(capsys, monkeypatch):
@@ -171,6 +203,63 @@ def test_going_on_with_another_learning_rate_is_warned_of(checkpoint, config):
     ]
     with pytest.warns(UserWarning, match="learning_rate is 0.5 but the checkpoint"):
         assert main(words) == 0
+
+
+def test_a_checkpoint_that_a_fit_cannot_go_on_from_is_one_line(checkpoint, config, tmp_path, capsys):
+    saved = torch.load(checkpoint, weights_only=True)
+    (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
+    torch.save(saved | {"recipe": {"class_path": "wmlightning.MDNRNN", "init_args": {}}}, tmp_path / "other.ckpt")
+    weights = {name: weight for name, weight in saved["state_dict"].items() if name != "code.weight"}
+    torch.save(saved | {"state_dict": weights}, tmp_path / "less.ckpt")
+    for name, option, says in (
+        ("cut.ckpt", "--model.depth=2", "delete it"),
+        ("other.ckpt", "--model.depth=2", "holds a MDNRNN but the model here is a VAE"),
+        ("less.ckpt", "--model.depth=2", "code.weight is absent"),
+        (checkpoint, "--model.latent_size=6", r"code.bias is [8]"),
+    ):
+        assert main(["fit", "-c", str(config), option, f"--ckpt_path={tmp_path / name}"]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert says in line
+    with pytest.raises(ValueError, match="code.weight is absent in it"):
+        wmlightning.load(tmp_path / "less.ckpt")
+
+
+def test_a_stage_that_cannot_do_what_is_asked_says_so(checkpoint, monkeypatch, capsys):
+    monkeypatch.delattr("wmlightning.stages.vae.VAE.predict_step")
+    assert main(["predict", f"--ckpt_path={checkpoint}"]) == 2
+    assert "has no predict_step" in capsys.readouterr().err
+
+
+def test_a_damaged_file_held_out_is_warned_of_in_a_clean_line_and_training_goes_on(config, episodes, tmp_path):
+    shutil.copytree(episodes, tmp_path / "hurt")
+    held_out = next((tmp_path / "hurt").glob("ep-00000001-*"))
+    held_out.write_bytes(held_out.read_bytes()[:700])
+    code = f"import sys; from wmlightning.__main__ import main; sys.exit(main(['fit', '-c', {str(config)!r}, "
+    done = python(code + f"'--data.path={tmp_path}/hurt', '--data.validation_fraction=0.1']))")
+    assert done.returncode == 0, done.stderr
+    assert "wmlightning: warning: what is held out is not measured: 1 of 1 episodes" in done.stderr
+    assert all(line.startswith("wmlightning: warning: ") for line in done.stderr.strip().splitlines())
+
+
+def test_codes_given_to_v_are_one_line(config, tmp_path, capsys):
+    words = [f"--data.path={tmp_path}/codes", "--trainer.callbacks=[]"]
+    rows = np.arange(4)
+    code = {name: np.zeros((4, 4), np.float16) for name in ("mean", "logvar")}
+    zeros = np.zeros(4, np.float32)
+    for _ in range(2):
+        episode = Episode(code, np.zeros((4, 2), np.float32), zeros, rows == 0, rows == 9)
+        EpisodeStore(tmp_path / "codes").append(episode)
+    assert main(["fit", "-c", str(config), *words]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "not of codes" in line
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_with_its_type(monkeypatch, capsys):
+    monkeypatch.setattr("wmlightning.tools.data.info", lambda path: {}["image"])
+    assert main(["data", "info", "somewhere"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "KeyError in commands.py" in line
+    assert "WMLIGHTNING_DEBUG=1" in line
 
 
 def test_a_finished_fit_started_again_changes_nothing(checkpoint, config):

@@ -8,13 +8,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = {
     "__main__": 8,
-    **dict.fromkeys(("cli", "commands", "settings"), 7),
+    **dict.fromkeys(("claim", "cli", "commands", "errors", "settings"), 7),
     **dict.fromkeys(("stages", "callbacks", "tools", "checkpoints"), 6),
     **dict.fromkeys(("environments", "policies"), 5),
     **dict.fromkeys(("interfaces", "objectives", "planners"), 4),
     "dynamics": 3,
     "networks": 2,
-    **dict.fromkeys(("distributions", "optimizers", "datamodules", "recipes", "seeds"), 1),
+    **dict.fromkeys(("distributions", "optimizers", "datamodules", "ranges", "recipes", "seeds"), 1),
     "threads": 0,
 }
 # Rooms of one floor that may know a neighbour, and which.
@@ -23,8 +23,12 @@ NEIGHBOURS = {
     ("tools", "callbacks"),
     ("callbacks", "stages"),
     ("environments", "policies"),
+    ("commands", "claim"),
     ("commands", "cli"),
+    ("commands", "errors"),
     ("commands", "settings"),
+    ("claim", "settings"),
+    ("cli", "errors"),
     ("cli", "settings"),
 }
 SOURCES = [path for package in ("wmlightning", "datamodules") for path in sorted((ROOT / package).rglob("*.py"))]

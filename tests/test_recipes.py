@@ -53,6 +53,12 @@ def test_a_recipe_builds_only_parts_of_this_kind(path, words):
         build_recipe({"class_path": path, "init_args": {}})
 
 
+def test_an_argument_that_this_version_does_not_know_is_named():
+    path = f"{Wheel.__module__}.Wheel"
+    with pytest.raises(ValueError, match="Wheel cannot be built .*'hubs'"):
+        build_recipe({"class_path": path, "init_args": {"hubs": 2}})
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))])
 def test_a_part_can_be_copied_and_pickled(again):
     cart = again(Cart([Wheel(2.0)]))

@@ -24,7 +24,7 @@ afterwards
   doctor                            what this machine has, and what to install for what it lacks
 
 `wmlightning COMMAND --help` lists a command's options. Errors are one line; `--debug` (or WMLIGHTNING_DEBUG=1)
-shows the traceback as well.
+shows the traceback as well, and where a warning came from.
 """
 
 COMMANDS = ("run", "collect", "fit", "validate", "test", "predict", "evaluate", "data", "doctor")

@@ -12,14 +12,15 @@ from typing import Any
 
 from gymnasium.error import DependencyNotInstalled
 from jsonargparse import ArgumentError
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules.files import write_atomically
 from wmlightning.checkpoints import AtomicCheckpointIO, LastCheckpoint
+from wmlightning.errors import one_line
 from wmlightning.settings import find_config, options
-from wmlightning.stages.stage import Stage, load
+from wmlightning.stages.stage import Stage, check_continues, load, stand_in
 
 ROOMS = ("dynamics", "environments", "policies", "stages", "callbacks")
 for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
@@ -32,6 +33,7 @@ for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
                 raise
 
 TRAINING = ("fit", "validate", "test", "predict")
+STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 TRAINER_DEFAULTS = {
     "devices": 1,
     "use_distributed_sampler": False,
@@ -65,7 +67,8 @@ class CommandLine(LightningCLI):
     Args:
         args: the words after `wmlightning`, or after the command where `run` is false.
         run: whether to run the command, or only to build `model`, `datamodule` and `trainer`.
-        check: only parse the words; nothing is built.
+        check: build what the words ask for, and run nothing. Inside a `rehearsal` the untrained stage of a fit then
+            stands in for the checkpoint that it will leave.
     """
 
     def __init__(self, args: list[str], run: bool = True, check: bool = False) -> None:
@@ -113,19 +116,26 @@ class CommandLine(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer."""
-        if self.check:
-            return
         checkpoint = self._get(self.config, "ckpt_path") if self.subcommand else None
-        if checkpoint and not Path(checkpoint).is_file():
+        if checkpoint and not self.check and not Path(checkpoint).is_file():
             raise FileNotFoundError(f"there is no checkpoint at {checkpoint}: correct --ckpt_path, or leave it out")
         self.config_init = self.parser.instantiate(self.config)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
+        if self.model is not None and checkpoint and not self.check:
+            check_continues(self.model, checkpoint)
         if self.model is None and checkpoint:
             self.model = load(checkpoint)
         if self.model is None:
             raise ValueError("no model is named: add -c world_models/vae.yaml, or --model VAE, or --ckpt_path FILE")
+        step = STEPS.get(self.subcommand or "")
+        if step and getattr(type(self.model), step) is getattr(LightningModule, step):
+            name = type(self.model).__name__
+            raise ValueError(f"a {name} has no {step}, so `{self.subcommand}` can do nothing: give it another stage")
         self.trainer = self.instantiate_trainer()
+        if self.check and self.subcommand == "fit":
+            self.model.configure_optimizers()
+            stand_in(LastCheckpoint.path(self.trainer), self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer, with logger and last checkpoint under `default_root_dir`, `runs/<stage>` by default."""
@@ -194,12 +204,3 @@ def with_found_configs(args: list[str]) -> list[str]:
             word = str(find_config(word))
         found.append(word)
     return found
-
-
-def one_line(error: Exception) -> str:
-    """The message without jsonargparse's trail of everything that it tried."""
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "Not a valid")
-    noise += ("Expected a path", "Subclass types expect", "a class path (str)", "a dict with")
-    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-    words = " ".join(line for line in lines if line and not line.startswith(noise)) or type(error).__name__
-    return words.replace("Expected a dot import path string:", "there is no class")

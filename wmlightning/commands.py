@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -19,37 +20,58 @@ from typing import Any
 
 import torch.distributed as dist
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from wmlightning.cli import TRAINING, CommandLine, one_line, with_found_configs
-from wmlightning.settings import claim_folder, loop_of, read_pipeline, steps_of, sweep_of, table_of
+from wmlightning.claim import claim_folder
+from wmlightning.cli import TRAINING, CommandLine, with_found_configs
+from wmlightning.errors import clean_warnings, last_words
+from wmlightning.settings import loop_of, read_pipeline, steps_of, sweep_of, table_of
+from wmlightning.stages.stage import rehearsal
 from wmlightning.tools import data
-from wmlightning.tools.pipeline import read_result, run_pipeline, say
+from wmlightning.tools.pipeline import Step, read_result, run_pipeline, say
 from wmlightning.tools.tables import red
 
 LAUNCHED = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"}
 
 
 def call(command: str, args: list[str], check: bool = False) -> dict[str, Any]:
-    """Runs `collect` or `evaluate`: a function whose arguments are options, from YAML too; `check` only parses them."""
-    function = getattr(importlib.import_module(f"wmlightning.tools.{command}"), command)
+    """Runs `collect` or `evaluate`, functions whose arguments are options, from YAML too; or only checks these."""
+    module = importlib.import_module(f"wmlightning.tools.{command}")
+    function = getattr(module, command)
     if command == "evaluate" and args and not args[0].startswith("-"):
         args = [f"--agent={args[0]}", *args[1:]]
     parser = ArgumentParser(prog=f"wmlightning {command}", description=function.__doc__, exit_on_error=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML with these options; several compose.")
     parser.add_function_arguments(function, fail_untyped=False)
-    parsed = parser.parse_args(with_found_configs(args))
-    settings = {} if check else dict(parser.instantiate(parsed))
+    settings = dict(parser.instantiate(parser.parse_args(with_found_configs(args))))
     settings.pop("config", None)
-    return settings if check else function(**settings)
+    if not check:
+        return function(**settings)
+    wanted = inspect.signature(module.check).parameters
+    module.check(**{name: settings[name] for name in wanted})
+    return {}
 
 
 def check(words: list[str]) -> None:
-    """Refuses a command line that makes no sense, without building or running anything."""
+    """Refuses a command line that makes no sense: builds what it asks for, without data, and runs nothing."""
     if words[0] in TRAINING:
         CommandLine(words, check=True)
     else:
         call(words[0], words[1:], check=True)
+
+
+def rehearse(steps: list[Step]) -> None:
+    """Checks stages that are to be run one after another: a slip in the last must not cost the hours of the first.
+
+    Raises:
+        ValueError: in one line that names the stage.
+    """
+    with rehearsal():
+        for step in steps:
+            for words in step.commands:
+                try:
+                    check(words)
+                except Exception as error:
+                    raise ValueError(f"stage {step.name}: {last_words(error)}") from error
 
 
 def execute(words: list[str]) -> dict[str, Any]:
@@ -155,13 +177,7 @@ def run(args: list[str]) -> int:
             for words in step.commands:
                 print(f"wmlightning {shlex.join(words)}")
         return 0
-    for step in steps:
-        for words in step.commands if read_result(out / step.name) is None else ():
-            # A slip in the last stage must not cost the hours of the first.
-            try:
-                check(words)
-            except ArgumentError as error:
-                raise ValueError(f"stage {step.name}: {one_line(error)}") from error
+    rehearse([step for step in steps if read_result(out / step.name) is None])
     again = shlex.join(["wmlightning", "run", *args, *([] if given.out else ["--out", str(out)])])
     with claim_folder(out, pipeline):
         try:
@@ -170,20 +186,22 @@ def run(args: list[str]) -> int:
             say(f"stopped; go on with: {again}")
             raise
     say(f"\nThe numbers above are in {out}/summary.json.")
-    say(f"Curves and pictures:  tensorboard --logdir {out}")
+    say(f"Curves and pictures:  {shlex.join(['tensorboard', '--logdir', str(out)])}")
     if loop.charts:
-        say(f"Over the iterations:  tensorboard --logdir {out}/iterations  and  {out}/iterations/curves.png")
+        board = shlex.join(["tensorboard", "--logdir", f"{out}/iterations"])
+        say(f"Over the iterations:  {board}  and  {out}/iterations/curves.png")
     # After a loop that ended early the last stages have not been run.
     steps = [step for step in steps if read_result(out / step.name) is not None]
     evaluations = [step.commands[0] for step in steps if step.commands[0][0] == "evaluate"]
     agents = [word for word in (evaluations or [[]])[-1] if word.startswith("--agent=")]
     if agents:
-        agent = agents[0].partition("=")[2]
-        say(f"Evaluate again:       wmlightning evaluate {agent} --episodes 100 --seed 1 --video driving.gif")
+        words = ["wmlightning", "evaluate", agents[0].partition("=")[2], "--episodes", "100", "--seed", "1"]
+        say(f"Evaluate again:       {shlex.join([*words, '--video', 'driving.gif'])}")
     fits = [out / step.name for step in steps if step.commands[0][0] == "fit"]
     if fits:
-        words = f"-c {fits[-1]}/config.yaml --ckpt_path={fits[-1]}/checkpoints/last.ckpt --trainer.max_steps=MORE"
-        say(f"Train {fits[-1].name} for longer:  wmlightning fit {words}")
+        last = fits[-1]
+        words = ["wmlightning", "fit", "-c", f"{last}/config.yaml", f"--ckpt_path={last}/checkpoints/last.ckpt"]
+        say(f"Train {last.name} for longer:  {shlex.join([*words, '--trainer.max_steps=MORE'])}")
     return 0
 
 
@@ -196,8 +214,10 @@ def look_at_data(args: list[str]) -> int:
     if given.what == "info":
         print(json.dumps(data.info(given.path), indent=2))
         return 0
-    problems = data.verify(given.path)
+    problems, unfinished = data.verify(given.path)
     print("\n".join(problems) if problems else f"{given.path}: every episode is whole")
+    for name in unfinished:
+        print(f"{name}: unfinished, of a writer that was killed or is at work: no damage, delete it once none is")
     return 1 if problems else 0
 
 
@@ -212,19 +232,20 @@ def main(command: str, args: list[str]) -> int:
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*", FutureWarning)
     try:
-        if command in ("run", "data"):
-            return (run if command == "run" else look_at_data)(args)
-        numbers = execute([command, *args])
-        if command not in TRAINING:
-            report(numbers)
-        return 0
+        with clean_warnings():
+            if command in ("run", "data"):
+                return (run if command == "run" else look_at_data)(args)
+            numbers = execute([command, *args])
+            if command not in TRAINING:
+                report(numbers)
+            return 0
     except KeyboardInterrupt:
         print("wmlightning: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if os.environ.get("WMLIGHTNING_DEBUG") or not expected(error):
+        if os.environ.get("WMLIGHTNING_DEBUG"):
             traceback.print_exc()
-        print(red(f"wmlightning: {one_line(error)}"), file=sys.stderr)
+        print(red(f"wmlightning: {last_words(error)}"), file=sys.stderr)
         return 2 if isinstance(error, ArgumentError | ValueError) else 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -242,16 +263,3 @@ def report(numbers: dict[str, Any]) -> None:
     for name in (key.split(".")[1] for key in numbers if key.startswith("baselines.") and key.endswith(".mean")):
         value, gain, wide = (numbers[f"baselines.{name}.{key}"] for key in ("mean", "difference", "difference_ci95"))
         say(f"{name}: {value:.1f} on the same episodes, difference {gain:+.1f} +- {wide:.1f}")
-
-
-def expected(error: BaseException) -> bool:
-    """Whether the error's line says all: it is about files or settings, or our code raised it on purpose."""
-    if isinstance(error, ArgumentError | OSError | MisconfigurationException):
-        return True
-    origin = traceback.extract_tb(error.__traceback__)[-1].filename
-    packages = (Path(__file__).parent, Path(importlib.import_module("datamodules").__file__ or "").parent)
-    ours = any(Path(origin).is_relative_to(package) for package in packages)
-    if ours and isinstance(error, ValueError | RuntimeError):
-        return True
-    # What a part's constructor refuses, the parser of the command line wraps.
-    return error.__cause__ is not None and expected(error.__cause__)

@@ -82,4 +82,11 @@ def build_recipe(recipe: Any) -> Any:
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, Recorded)):
         raise ValueError(f"the checkpoint names {recipe['class_path']}, which is not a Recorded part: it is damaged")
-    return cls(**{key: build_recipe(item) for key, item in recipe["init_args"].items()})
+    arguments = {key: build_recipe(item) for key, item in recipe["init_args"].items()}
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"the checkpoint's {name} cannot be built ({error}): use the version of wmlightning that wrote it, or "
+            "train the stage again"
+        ) from error

@@ -8,5 +8,11 @@ import numpy as np
 
 
 def derive_seed(*counters: int) -> int:
-    """Hashes whole numbers >= 0 to one seed in [0, 2**32), the same on every machine."""
+    """Hashes whole numbers >= 0 to one seed in [0, 2**32), the same on every machine.
+
+    Raises:
+        ValueError: for a negative number.
+    """
+    if min(counters) < 0:
+        raise ValueError(f"a seed is {min(counters)} but seeds are whole numbers from 0 on: give such a one")
     return int(np.random.SeedSequence(counters).generate_state(1)[0])

@@ -25,23 +25,20 @@ of the turn before, which for the first is `{run}`: stages before the loop that 
 it starts from. A stage that is null is left out: a file laid over the pipeline can so remove one, or fill its place.
 """
 
-import contextlib
 import copy
-import fcntl
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from datamodules.files import write_atomically
 from wmlightning.tools.iterations import Loop
 from wmlightning.tools.pipeline import Step
 from wmlightning.tools.tables import Comparison, Sweep, SweepRow
 
 PACKAGE = Path(__file__).parent
+COMMANDS = {"collect", "fit", "validate", "test", "predict", "evaluate"}
 STAGE_KEYS = {"command", "config", "set", "test", "report", "iteration"}
 RESERVED = {"base", "stages", "iterations", "loop", "solved", "view", "table", "sweep_table"}
 
@@ -72,15 +69,20 @@ def read_config(path: str | Path) -> dict[str, Any]:
         ValueError: if the file is not YAML or not a mapping.
     """
     path = find_config(path)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path.read_text(), str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, but a configuration is a mapping of names to values")
     return values
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """The value that a text stands for; raises ValueError in one line, naming its source, if it is not YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def merge(base: Any, over: Any) -> Any:
@@ -98,6 +100,8 @@ def put(values: dict[str, Any], place: str, value: Any) -> None:
     *way, last = place.split(".")
     for key in way:
         values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{key} is {values!r}, so there is no {place}: set {key} itself")
     values[last] = value
 
 
@@ -128,9 +132,14 @@ def read_pipeline(
     Raises:
         ValueError: for a file that is no pipeline, or a change that names nothing in it.
     """
-    pipeline = read_config(config)
+    pipeline, chain = read_config(config), [find_config(config)]
     while "base" in pipeline:
-        pipeline = merge(read_config(pipeline.pop("base")), pipeline)
+        chain.append(find_config(str(pipeline.pop("base"))))
+        if chain[-1].resolve() in [path.resolve() for path in chain[:-1]]:
+            raise ValueError(
+                f"the bases of {config} go round in a circle, {' -> '.join(map(str, chain))}: leave one out"
+            )
+        pipeline = merge(read_config(chain[-1]), pipeline)
     for overlay in overlays:
         pipeline = merge(pipeline, read_config(overlay))
     stages = pipeline.get("stages")
@@ -141,23 +150,36 @@ def read_pipeline(
         )
     for key in ("stages", "loop"):
         if key in pipeline:
+            if not isinstance(pipeline[key] or {}, dict):
+                raise ValueError(f"{key} of {config} is {pipeline[key]!r}: write a mapping of names to stages")
             pipeline[key] = {name: stage for name, stage in (pipeline[key] or {}).items() if stage is not None}
+    for name, stage in [*pipeline["stages"].items(), *pipeline.get("loop", {}).items()]:
+        _check_stage(f"stage {name} of {config}", stage)
+        config_files = stage.get("config") or []
+        stage["config"] = [config_files] if isinstance(config_files, str) else list(config_files)
     for change in changes:
         _change(pipeline, change)
-    for name, stage in [*pipeline["stages"].items(), *pipeline.get("loop", {}).items()]:
-        unknown = set(stage) - STAGE_KEYS
-        if unknown or "command" not in stage:
-            wrong = f"does not know {_any(sorted(unknown))}" if unknown else "needs a command"
-            raise ValueError(f"stage {name} of {config} {wrong}: a stage has {_any(sorted(STAGE_KEYS))}")
-        config_files = stage.get("config", [])
-        stage["config"] = [config_files] if isinstance(config_files, str) else list(config_files)
     return unrolled(pipeline)
+
+
+def _check_stage(which: str, stage: Any) -> None:
+    if not isinstance(stage, dict):
+        raise ValueError(f"{which} is {stage!r} but is a mapping: write {{command: fit, config: [FILE], set: {{...}}}}")
+    unknown = set(stage) - STAGE_KEYS
+    if unknown or "command" not in stage:
+        wrong = f"does not know {_any(sorted(map(str, unknown)))}" if unknown else "needs a command"
+        raise ValueError(f"{which} {wrong}: a stage has {_any(sorted(STAGE_KEYS))}")
+    if stage["command"] not in COMMANDS:
+        raise ValueError(f"{which} has the command {stage['command']!r}: write {_any(sorted(COMMANDS))}")
+    for key in ("set", "report"):
+        if not isinstance(stage.get(key) or {}, dict):
+            raise ValueError(f"{which} has {key}: {stage[key]!r}, but that is a mapping of names to values: mend it")
 
 
 def _change(pipeline: dict[str, Any], change: str) -> None:
     """Makes one change of the form `stage.key=value`, `loop.stage.key=value`, `iterations=value` or `name=value`."""
     place, sign, text = change.partition("=")
-    value, (first, _, rest) = yaml.safe_load(text), place.partition(".")
+    value, (first, _, rest) = read_yaml(text, f"--set {change}"), place.partition(".")
     stages, loop = pipeline["stages"], pipeline.get("loop", {})
     in_loop = first == "loop" and rest.partition(".")[0] in loop
     if in_loop:
@@ -210,7 +232,7 @@ def steps_of(pipeline: dict[str, Any], out: Path) -> list[Step]:
     names = {key: value for key, value in pipeline.items() if key not in RESERVED} | {"run": str(out)}
     steps = []
     for name, stage in pipeline["stages"].items():
-        settings = fill(stage.get("set", {}), names)
+        settings = fill(stage.get("set") or {}, names)
         words = [stage["command"]]
         for config in stage["config"]:
             words += ["-c", config if isinstance(config, str) else json.dumps(fill(config, names))]
@@ -221,7 +243,7 @@ def steps_of(pipeline: dict[str, Any], out: Path) -> list[Step]:
         if stage.get("test"):
             last = f"--ckpt_path={out / name}/checkpoints/last.ckpt"
             commands.append(["test", *words[1:], last, "--verbose=false"])
-        steps.append(Step(name, commands, stage.get("report", {}), stage.get("iteration", 0)))
+        steps.append(Step(name, commands, stage.get("report") or {}, stage.get("iteration", 0)))
     return steps
 
 
@@ -251,63 +273,6 @@ def loop_of(pipeline: dict[str, Any]) -> Loop:
         return Loop(**pipeline.get("view", {}), **pipeline.get("solved", {}))
     except TypeError as error:
         raise ValueError(f"the pipeline's view or solved is wrong ({error}): see tools/iterations.py") from None
-
-
-@contextlib.contextmanager
-def claim_folder(out: Path, pipeline: dict[str, Any]) -> Iterator[None]:
-    """Holds a run's folder for one process, and writes down in `config.yaml` what is run there.
-
-    That file is itself a pipeline, with every value filled in and every configuration file copied in.
-
-    Raises:
-        ValueError: if another process works there, or if a stage that has begun there had other settings.
-    """
-    names = {key: value for key, value in pipeline.items() if key not in RESERVED}
-    described = fill(pipeline, names)
-    for stage in described["stages"].values():
-        files: dict[str, Any] = {}
-        for config in stage["config"]:
-            files = merge(files, read_config(config) if isinstance(config, str) else config)
-        stage["config"] = [files]
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as lock:
-        try:
-            # Not flock: worker processes would inherit that one and hold it after a kill.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another process works in {out}: wait for it, or use another --out") from None
-        path = out / "config.yaml"
-        before = read_config(path)["stages"] if path.exists() else {}
-        for name, stage in described["stages"].items():
-            then, now = _what_counts(before.get(name)), _what_counts(stage)
-            if (out / name).exists() and then != now:
-                raise ValueError(
-                    f"stage {name} in {out} was begun with other settings ({_difference(then, now)}): "
-                    f"use another --out, or delete {out / name} and the stages after it"
-                )
-        text = yaml.safe_dump(described, sort_keys=False)
-        write_atomically(path, lambda file: file.write(text.encode()))
-        yield
-
-
-def _what_counts(settings: Any) -> Any:
-    """Settings without the numbers of processes, on which no result depends."""
-    if isinstance(settings, list):
-        return [_what_counts(item) for item in settings]
-    if not isinstance(settings, dict):
-        return settings
-    return {key: _what_counts(value) for key, value in settings.items() if not key.endswith("num_workers")}
-
-
-def _difference(before: Any, now: Any, place: str = "") -> str:
-    """The first place where two nested values differ, in words."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        key = next(key for key in [*before, *now] if before.get(key) != now.get(key))
-        return _difference(before.get(key), now.get(key), f"{place}.{key}" if place else key)
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        number = next(number for number, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
-        return _difference(before[number], now[number], f"{place}[{number}]")
-    return f"{place}: {before!r}, now {now!r}"
 
 
 def _any(names: list[str]) -> str:

@@ -114,8 +114,21 @@ def test_a_store_of_nothing_but_damaged_files_is_one_clear_line(store_of):
     store.read(0)
     for name in store.names:
         os.truncate(f"{store.path}/{name}", 300)
-    with pytest.warns(UserWarning, match="3 of 3"), pytest.raises(ValueError, match="could not be read .* says why"):
+    with (
+        pytest.warns(UserWarning, match="3 of 3"),
+        pytest.raises(ValueError, match="3 of 3 episodes .* cannot be read: .*verify"),
+    ):
         WindowDataset(UniformWindows(5)).draw(store, store.listing, 0, 0, 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+@pytest.mark.parametrize("sampler", [UniformWindows(5), ConsecutiveWindows(20), ChainedWindows(60)])
+def test_one_whole_file_is_enough_however_windows_are_chosen(store_of, sampler):
+    store = store_of([20] * 4)
+    for name in store.names[1:]:
+        os.truncate(f"{store.path}/{name}", 300)
+    batch = WindowDataset(sampler).draw(store, store.listing, 0, 0, 1)
+    assert (batch.observation["where"][..., 0] == 0).all()
 
 
 def test_memory_is_used_again_only_when_nobody_holds_it(tmp_path):

@@ -200,7 +200,7 @@ def test_a_full_disk_gives_one_line_and_leaves_whole_episodes_only(tmp_path, epi
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="is full .* free some space, set cap_bytes") as error:
+        with pytest.raises(OSError, match="is full .* free some space, or store in another folder") as error:
             store.append(episode(1, 5))
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == ["ep-00000000-0-0-5.h5"]
@@ -289,7 +289,7 @@ def test_unknown_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="compression is 'lzf'"):
         EpisodeStore(tmp_path, compression="lzf")
     with pytest.raises(ValueError, match="cap_bytes is 0"):
-        EpisodeStore(tmp_path, cap_bytes=0)
+        EpisodeStore(tmp_path, 0)
 
 
 def test_a_file_that_is_cut_after_it_was_first_read_is_noticed(store_of):

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+from datamodules.checks import leftovers
 from datamodules.files import DamagedEpisode
 from datamodules.store import EpisodeStore
 
@@ -84,10 +85,17 @@ def test_verify_names_what_does_not_belong_there(store_of):
     shutil.copy(f"{folder}/{store.names[0]}", f"{folder}/ep-00000005-0-0-10.h5.123.tmp")
     os.mkdir(f"{folder}/superseded")
     problems = store.verify()
-    assert len(problems) == 3
+    assert len(problems) == 2
+    assert leftovers(folder) == ["ep-00000005-0-0-10.h5.123.tmp"]
     assert problems[0].startswith("ep-00000001-0-7-10.h5: has the same index and rank as ep-00000001-0-0-10.h5")
-    assert problems[1].startswith("ep-00000005-0-0-10.h5.123.tmp: left by a writer that was killed")
-    assert problems[2].startswith("ep-1-0-0-10.h5: is foreign")
+    assert problems[1].startswith("ep-1-0-0-10.h5: is foreign")
+
+
+def test_a_folder_named_like_an_episode_is_one_line(store_of):
+    store = store_of([10])
+    os.mkdir(f"{store.path}/ep-00000001-0-0-10.h5")
+    (problem,) = store.verify()
+    assert problem == "ep-00000001-0-0-10.h5: cannot be read as an HDF5 file (it is a folder)"
 
 
 def test_a_healthy_store_has_no_problems(store_of):

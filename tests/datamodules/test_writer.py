@@ -58,3 +58,11 @@ def test_misuse_and_nan_rewards_are_refused_in_one_line(tmp_path):
         writer.begin(0, frame(0), 8)
     with pytest.raises(ValueError, match="step 1 of episode 7 has reward nan"):
         writer.step(0, np.zeros(1), float("nan"), False, False, frame(0))
+
+
+@pytest.mark.parametrize("other", [np.float32(frame(1)["image"]), frame(1)["image"][:1]], ids=["dtype", "shape"])
+def test_an_observation_that_changes_its_kind_within_an_episode_is_refused(tmp_path, other):
+    writer = EpisodeWriter(EpisodeStore(tmp_path))
+    writer.begin(0, frame(0), 7)
+    with pytest.raises(ValueError, match="step 1 of episode 7 observes .* but the episode began with"):
+        writer.step(0, np.zeros(1), 0.0, False, False, {"image": other})

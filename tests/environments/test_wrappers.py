@@ -121,3 +121,12 @@ def test_a_crop_beyond_the_picture_is_refused():
     env = Pixels(DummyCounter(size=64), lambda observation: observation, crop=[0, 84])
     with pytest.raises(ValueError, match="ends at row 84 but the picture has 64"):
         env.reset(seed=0)
+
+
+@pytest.mark.parametrize("other", [np.zeros((64, 64, 3), np.float32), np.zeros((32, 32, 3), np.uint8)])
+def test_a_picture_that_changes_its_kind_within_an_episode_is_refused_not_resized(other):
+    pictures = iter([np.zeros((64, 64, 3), np.uint8), other])
+    env = Pixels(Decisions(DummyCounter(size=64, steps=9)), lambda _: next(pictures), size=16)
+    env.reset()
+    with pytest.raises(ValueError, match="but uint8 .* is wanted"):
+        env.step(np.zeros(2, np.float32))

@@ -50,6 +50,19 @@ def test_each_damaged_file_is_named_with_a_status_other_than_0(folder, capsys):
     assert names[1] not in out
 
 
+def test_a_killed_writers_unfinished_file_is_mentioned_and_no_damage(folder, capsys):
+    (folder / ".ep-00000009-0-0-4.h5.1.tmp").write_bytes(b"")
+    assert main(["data", "verify", str(folder)]) == 0
+    assert ".ep-00000009-0-0-4.h5.1.tmp: unfinished" in capsys.readouterr().out
+
+
+def test_an_empty_folder_is_not_called_whole(tmp_path, capsys):
+    assert main(["data", "verify", str(tmp_path)]) != 0
+    said = capsys.readouterr()
+    assert "holds no episodes" in said.err
+    assert "whole" not in said.out
+
+
 def test_info_goes_on_past_a_damaged_file_and_counts_it(folder, capsys):
     names = sorted(file.name for file in folder.iterdir())
     (folder / names[0]).write_bytes(b"not HDF5")

@@ -76,6 +76,22 @@ def test_the_result_is_written_as_json_and_an_episode_as_a_moving_picture(enviro
     assert Image.open(tmp_path / "e.gif").n_frames > 1
 
 
+@pytest.mark.parametrize(("kind", "name"), [("json", "e.json"), ("video", "e.gif")])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_played(environment, tmp_path, kind, name):
+    (tmp_path / "file").touch()
+    environment.vector = None
+    with pytest.raises(ValueError, match="cannot be written"):
+        evaluate(Always([1.0, 0.0]), environment, episodes=2, **{kind: str(tmp_path / "file" / name)})
+
+
+def test_the_numbers_are_on_disk_before_the_film_is_made(environment, tmp_path, monkeypatch):
+    monkeypatch.setattr("wmlightning.tools.evaluate.drive", lambda *_, **__: 1 / 0)
+    files = {"json": str(tmp_path / "e.json"), "video": str(tmp_path / "e.gif")}
+    with pytest.raises(ZeroDivisionError):
+        evaluate(Always([1.0, 0.0]), environment, episodes=2, **files)
+    assert json.loads((tmp_path / "e.json").read_text())["episodes"] == 2
+
+
 def test_an_agent_with_a_dream_is_scored_and_filmed_there_too(environment, tmp_path):
     model = MDNRNN(VAE(4, depth=2), MDNLSTM(4, 2, 8, 2), reward_head=True).eval()
     agent = CMAESController(model, EnvFactory("wmlightning/DummyPixels-v0", time_limit=4), Dream(max_steps=3))
@@ -97,6 +113,7 @@ def test_an_agent_with_a_dream_is_scored_and_filmed_there_too(environment, tmp_p
         (Always([1.0, 0.0]), None, {}, "no environment to play in"),
         (object(), "here", {}, "does not act"),
         (Always([1.0, 0.0]), "here", {"episodes": 1}, "at least 2"),
+        (Always([1.0, 0.0]), "here", {"seed": -1}, "seed is -1"),
         (Always([1.0, 0.0]), "here", {"episodes": 2, "video": "film.mp4"}, "end the name in .gif"),
         ("nowhere.ckpt", "here", {}, "there is no checkpoint at nowhere.ckpt"),
     ],

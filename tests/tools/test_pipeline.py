@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import time
 
@@ -13,7 +14,8 @@ import yaml
 from pipeline_support import Commands, in_child, weights
 
 from wmlightning.__main__ import main
-from wmlightning.settings import claim_folder, read_pipeline
+from wmlightning.claim import claim_folder
+from wmlightning.settings import read_pipeline
 from wmlightning.tools.pipeline import Step, run_pipeline
 from wmlightning.tools.tables import Comparison, format_table
 
@@ -218,12 +220,67 @@ def test_the_settings_in_the_folder_are_a_pipeline_too(undisturbed, capsys):
 
 def test_settings_of_a_stage_that_has_not_begun_may_still_change(tiny, tmp_path):
     out = tmp_path / "run"
-    with claim_folder(out, read_pipeline(tiny)):
+    with claim_folder(out, read_pipeline(tiny, changes=["seed=2"])):
         (out / "collect").mkdir()
+    with claim_folder(out, read_pipeline(tiny)):
+        (out / "episodes").mkdir()
+        (out / "episodes" / "ep-00000000-0-0-13.h5").touch()
     with claim_folder(out, read_pipeline(tiny, changes=["vae.trainer.max_steps=13"])):
         pass
     with pytest.raises(ValueError, match="stage collect"), claim_folder(out, read_pipeline(tiny, changes=["seed=1"])):
         pass
+
+
+def test_a_stage_that_failed_before_it_left_anything_takes_new_settings(tiny, tmp_path):
+    """The second turn of a loop shares its folder of episodes with the first."""
+    stage = {"command": "collect", "config": [{}], "set": {"path": "{run}/episodes", "iteration": 2, "episodes": 0}}
+    (tmp_path / "episodes").mkdir()
+    (tmp_path / "episodes" / "ep-00000000-0-1-13.h5").touch()
+    for episodes in (0, 3):
+        stage = stage | {"set": stage["set"] | {"episodes": episodes}}
+        with claim_folder(tmp_path, {"stages": {"again": stage}}):
+            (tmp_path / "again").mkdir(exist_ok=True)
+    (tmp_path / "episodes" / "ep-00000001-0-2-13.h5").touch()
+    with pytest.raises(ValueError, match="3, now 4"):
+        with claim_folder(tmp_path, {"stages": {"again": stage | {"set": stage["set"] | {"episodes": 4}}}}):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("evaluate.episodes=1", "stage evaluate: episodes is 1"),
+        ("collect.episodes=0", "stage collect: episodes is 0"),
+        ("controller.model.sigma=0", "stage controller: sigma is 0"),
+        ("controller.model.population=2", "stage controller: population is 2"),
+        ("controller.model.generations_per_epoch=0", "stage controller: generations_per_epoch is 0"),
+        ("controller.model.evaluate_every=-1", "stage controller: evaluate_every is -1"),
+        ("vae.model.latent_size=8", "stage mdn_rnn: V's codes have 8 numbers but the memory's 4"),
+        ("mdn_rnn.model.vae=nowhere.ckpt", "stage mdn_rnn: there is no checkpoint at nowhere.ckpt"),
+        ("controller.model.model='{run}/vae/checkpoints/last.ckpt'", "stage controller: .* holds a VAE"),
+    ],
+)
+def test_a_slip_in_a_late_stage_is_found_before_the_first_runs(tiny, tmp_path, change, says, capsys):
+    out = tmp_path / "run"
+    assert main(["run", tiny, "--out", str(out), "--set", change]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(says, line)
+    assert not out.exists()
+
+
+def test_a_damaged_result_is_one_line_that_says_what_to_do(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "result.json").touch()
+    with pytest.raises(ValueError, match=r"result.json is damaged .*: delete it"):
+        run_pipeline(steps("a"), tmp_path, Commands())
+
+
+def test_a_folder_that_is_not_a_runs_is_refused(tiny, tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "file").touch()
+    for out, says in ((tmp_path, "has no stages"), (tmp_path / "file", "cannot be written")):
+        with pytest.raises(ValueError, match=says), claim_folder(out, read_pipeline(tiny)):
+            pass
 
 
 def test_the_number_of_processes_may_change_at_any_time(tiny, undisturbed):

@@ -8,6 +8,7 @@ from wmlightning.distributions.mixture import GaussianMixture
 from wmlightning.dynamics.state import State, stack_states
 from wmlightning.networks.cells import LSTM
 from wmlightning.networks.conv import initialize
+from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded
 
 
@@ -50,6 +51,7 @@ class MDNLSTM(Recorded, nn.Module):
         input_is_first: bool = False,
     ) -> None:
         super().__init__()
+        at_least(1, latent_size=latent_size, action_size=action_size, hidden_size=hidden_size, mixtures=mixtures)
         self.latent_size, self.action_size = latent_size, action_size
         self.hidden_size, self.mixtures, self.input_is_first = hidden_size, mixtures, input_is_first
         self.cell = LSTM(latent_size + action_size + int(input_is_first), hidden_size)

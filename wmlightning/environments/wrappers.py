@@ -111,11 +111,13 @@ class Pixels(gym.Wrapper):
         super().__init__(env)
         self.look, self.size, self.rows = look, size, slice(*crop) if crop else slice(None)
         self.picture: np.ndarray | None = None
+        self.shape: tuple[int, ...] | None = None
         self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (size, size, 3), np.uint8)})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Begins an episode and looks."""
         observation, info = self.env.reset(seed=seed, options=options)
+        self.shape = None
         return self.observe(observation), info
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
@@ -124,8 +126,18 @@ class Pixels(gym.Wrapper):
         return self.observe(observation), float(reward), terminated, truncated, info
 
     def observe(self, observation: Any) -> dict[str, np.ndarray]:
-        """The policy's view of a raw observation."""
+        """The policy's view of a raw observation.
+
+        Raises:
+            ValueError: if the picture is not uint8, or not as large as it was when the episode began.
+        """
         self.picture = image = np.asarray(self.look(observation))
+        self.shape = self.shape or image.shape
+        if image.dtype != np.uint8 or image.shape != self.shape:
+            raise ValueError(
+                f"the picture is {image.dtype} {image.shape} but uint8 {self.shape} is wanted, as large as when the "
+                "episode began: mend the environment"
+            )
         if image.ndim == 2 or image.shape[2] == 1:
             image = np.repeat(image.reshape(*image.shape[:2], 1), 3, 2)
         if self.rows.stop is not None and self.rows.stop > len(image):

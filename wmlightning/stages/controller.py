@@ -14,6 +14,7 @@ from wmlightning.environments.factory import EnvFactory
 from wmlightning.networks.controller import Controller
 from wmlightning.optimizers.cmaes import CMAES
 from wmlightning.policies.latent import LatentPolicy
+from wmlightning.ranges import at_least
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.games import DreamtGames, RealGames
 from wmlightning.stages.mdn_rnn import MDNRNN
@@ -65,8 +66,9 @@ class CMAESController(Stage):
         seed: names candidates, environments and noise.
 
     Raises:
-        ValueError: if the environment's actions are not those M knows, seeds are antithetic and the population odd, M
-            lacks a head that the dream needs, or `start` holds another kind of controller.
+        ValueError: if a number is out of its range, the environment's actions are not those M knows, seeds are
+            antithetic and the population odd, M lacks a head that the dream needs, or `start` holds another kind of
+            controller.
 
     Source: Ha and Schmidhuber 2018, sections 2.4 and 4 and appendix; their released code (carracing/train.py), which
     also rounds candidates to four decimals before it evaluates them.
@@ -102,8 +104,11 @@ class CMAESController(Stage):
         super().__init__(seed)
         if seeds == "antithetic" and population % 2:
             raise ValueError(f"population is {population} but antithetic seeds pair candidates: make it even")
+        at_least(1, episodes=episodes, generations_per_epoch=generations_per_epoch)
+        at_least(1, evaluation_episodes=evaluation_episodes, num_envs=num_envs)
+        at_least(0, evaluate_every=evaluate_every, num_workers=num_workers, hidden_size=hidden_size)
         self.automatic_optimization = False
-        self.model: MDNRNN = loaded(model)
+        self.model: MDNRNN = loaded(model, MDNRNN)
         # The recipe must not depend on a path: the checkpoint alone rebuilds V and M too.
         self.__dict__["_arguments"]["model"] = self.model
         self.model.requires_grad_(False).eval()

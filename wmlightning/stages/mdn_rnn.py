@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, MeanSquaredError
 from datamodules.episode import Batch
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.dynamics.state import State
+from wmlightning.ranges import above
 from wmlightning.recipes import build_recipe, recipe_of
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.codes import check_codes
@@ -87,9 +88,8 @@ class MDNRNN(Stage):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        self.vae: VAE = loaded(vae)
-        if not isinstance(self.vae, VAE):
-            raise ValueError(f"{vae} holds a {type(self.vae).__name__}, but a VAE is wanted: give V's checkpoint")
+        above(0, learning_rate=learning_rate, final_learning_rate=final_learning_rate, clip_value=clip_value)
+        self.vae: VAE = loaded(vae, VAE)
         # The recipe must not depend on a path: the checkpoint alone rebuilds V too.
         self.__dict__["_arguments"]["vae"] = self.vae
         self.vae.requires_grad_(False)

@@ -1,17 +1,21 @@
 """What every stage shares: noise that resumes exactly, checkpoints that rebuild themselves, clipping, and loading."""
 
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmlightning.recipes import Recorded, build_recipe, recipe_of
 from wmlightning.seeds import derive_seed
+
+_REHEARSALS: list[dict[str, "Stage"]] = []
 
 
 class Stage(Recorded, lightning.LightningModule):
@@ -107,17 +111,80 @@ def load(path: str | Path, map_location: Any = "cpu") -> Stage:
     Raises:
         ValueError: if the file is missing or is no checkpoint of ours, in one line that says what to do.
     """
+    for stages in _REHEARSALS:
+        if os.path.abspath(path) in stages:
+            return stages[os.path.abspath(path)]
+    checkpoint = read_checkpoint(path, map_location)
+    stage = build_recipe(checkpoint["recipe"])
+    wrong = misfit(stage, checkpoint["state_dict"])
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit this version's {type(stage).__name__}: {wrong.format('in it')}; use the version of "
+            "wmlightning that wrote it, or train the stage again"
+        )
+    stage.load_state_dict(checkpoint["state_dict"])
+    return stage.eval()
+
+
+@contextlib.contextmanager
+def rehearsal() -> Iterator[None]:
+    """While it lasts, `load` gives what `stand_in` named instead of checkpoints that are not written yet."""
+    _REHEARSALS.append({})
+    try:
+        yield
+    finally:
+        _REHEARSALS.pop()
+
+
+def stand_in(path: Path, stage: Stage) -> None:
+    """Lets an untrained stage stand in for the checkpoint that it will leave, if this is a rehearsal."""
+    if _REHEARSALS:
+        _REHEARSALS[-1][os.path.abspath(path)] = stage
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """What a checkpoint of ours holds, `recipe` and `state_dict` among it; raises ValueError as `load` does."""
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"there is no checkpoint at {path}: train the stage first, or correct the path") from None
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}): is it complete?") from error
-    if not isinstance(checkpoint, dict) or "recipe" not in checkpoint:
-        raise ValueError(f"{path} has no recipe, so wmlightning did not write it: train the stage with wmlightning")
-    stage = build_recipe(checkpoint["recipe"])
-    stage.load_state_dict(checkpoint["state_dict"])
-    return stage.eval()
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): delete it, and the stage begins anew, or "
+            "restore it from a copy"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"recipe", "state_dict"} <= checkpoint.keys():
+        raise ValueError(
+            f"{path} has no recipe or no weights, so wmlightning did not write it: train the stage with wmlightning"
+        )
+    return checkpoint
+
+
+def check_continues(stage: Stage, path: str | Path) -> None:
+    """Refuses a checkpoint that the stage cannot go on from.
+
+    Raises:
+        ValueError: if it cannot be read, or holds another stage or other sizes.
+    """
+    checkpoint = read_checkpoint(path)
+    here, there = recipe_of(stage)["class_path"], checkpoint["recipe"]["class_path"]
+    if here != there:
+        here, there = (name.rpartition(".")[2] for name in (here, there))
+        raise ValueError(f"{path} holds a {there} but the model here is a {here}: give a checkpoint of this stage")
+    wrong = misfit(stage, checkpoint["state_dict"])
+    if wrong:
+        raise ValueError(f"{wrong.format(f'in {path}')}: give the model the sizes it was begun with, or start anew")
+
+
+def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """The first of the weights that a module lacks or has in another shape, in words with {} for their place."""
+    own, trained = module.state_dict(), {name for name, _ in module.named_parameters()}
+    for name in sorted(own.keys() | weights.keys()):
+        old, new = (list(part[name].shape) if name in part else "absent" for part in (weights, own))
+        # What was counted or collected while training may have any shape.
+        if old != new and (name in trained or "absent" in (old, new)):
+            return f"{name} is {old} {{}} but {new} here"
+    return ""
 
 
 def warm_start(stage: Stage, start: str | Path, parts: Sequence[str]) -> None:
@@ -139,17 +206,24 @@ def warm_start(stage: Stage, start: str | Path, parts: Sequence[str]) -> None:
         raise ValueError(f"start {start} holds a {type(earlier).__name__}: give the checkpoint of an earlier {wanted}")
     for part in parts:
         new, old = getattr(stage, part), getattr(earlier, part).state_dict()
-        for name in sorted(old.keys() | new.state_dict().keys()):
-            shapes = [list(s[name].shape) if name in s else "absent" for s in (old, new.state_dict())]
-            if shapes[0] != shapes[1]:
-                raise ValueError(
-                    f"{part}.{name} is {shapes[0]} in start {start} but {shapes[1]} here: give both the same parts and "
-                    "sizes, or leave start out"
-                )
+        wrong = misfit(new, old)
+        if wrong:
+            raise ValueError(
+                f"{part}.{wrong.format(f'in start {start}')}: give both the same parts and sizes, or leave start out"
+            )
         new.load_state_dict(old)
     stage.__dict__["_arguments"]["start"] = None
 
 
-def loaded(part: Any) -> Any:
-    """The part itself, or, given the path of a checkpoint, the stage in it."""
-    return load(part) if isinstance(part, str | Path) else part
+def loaded(part: Any, wanted: type[Stage]) -> Any:
+    """The part itself, or, given the path of a checkpoint, the stage in it.
+
+    Raises:
+        ValueError: if the stage is not of the class that is wanted.
+    """
+    is_path = isinstance(part, str | Path)
+    stage = load(part) if is_path else part
+    if not isinstance(stage, wanted):
+        got, name = f"{part} holds" if is_path else "what is given is", wanted.__name__
+        raise ValueError(f"{got} a {type(stage).__name__}, but a {name} is wanted: give the checkpoint of one")
+    return stage

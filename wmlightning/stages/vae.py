@@ -14,6 +14,7 @@ from datamodules.datasets import WholeEpisode
 from datamodules.episode import Batch
 from wmlightning.networks.conv import ConvDecoder, ConvEncoder
 from wmlightning.networks.images import normalize
+from wmlightning.ranges import above, at_least
 from wmlightning.stages.stage import Stage, warm_start
 
 COLOUR_BATCHES = 10
@@ -66,6 +67,9 @@ class VAE(Stage):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
+        above(0, learning_rate=learning_rate)
+        at_least(1, latent_size=latent_size, channels=channels, depth=depth)
+        at_least(0, kl_tolerance=kl_tolerance)
         self.latent_size, self.kl_tolerance, self.learning_rate = latent_size, kl_tolerance, learning_rate
         self.mean_colour = mean_colour and start is None
         self.encoder = ConvEncoder(channels, depth)
@@ -103,7 +107,7 @@ class VAE(Stage):
         Returns:
             `loss` = `reconstruction` + `kl_floored`, and the KL before its floor, `kl_nats`.
         """
-        pixels = normalize(batch.observation["image"])
+        pixels = normalize(_images(batch))
         mean, logvar = self.code(self.encoder(pixels)).float().chunk(2, 1)
         noise = torch.randn_like(mean) if noise is None else noise
         decoded = torch.sigmoid(self.decoder(torch.addcmul(mean, torch.exp(0.5 * logvar), noise)))
@@ -118,7 +122,7 @@ class VAE(Stage):
         super().on_train_start()
         if not self.mean_colour or self.batches_trained:
             return
-        colours = [normalize(b.observation["image"]).mean((0, 2, 3)) for b in self.training_batches(COLOUR_BATCHES)]
+        colours = [normalize(_images(b)).mean((0, 2, 3)) for b in self.training_batches(COLOUR_BATCHES)]
         colour = self.over_ranks(torch.stack(colours).mean(0)).clamp(0.01, 0.99)
         bias = self.decoder.last.bias
         assert bias is not None
@@ -145,7 +149,7 @@ class VAE(Stage):
         """Takes the mean image of the training data."""
         total, count = torch.zeros((), device=self.device), 0
         for batch in self.training_batches(BASELINE_BATCHES):
-            images = normalize(batch.observation["image"])
+            images = normalize(_images(batch))
             total, count = total + images.sum(0), count + len(images)
         self._mean_image = self.over_ranks(total / count)
 
@@ -153,13 +157,13 @@ class VAE(Stage):
         """Quality of reconstructions on held-out images, beside that of the mean image."""
         self._compare("", batch, self._reconstructed(batch))
         assert self._mean_image is not None
-        images = batch.observation["image"].flatten(0, 1)
+        images = _images(batch).flatten(0, 1)
         self._compare("baseline_", batch, self._mean_image.expand(len(images), -1, -1, -1))
         self._log("psnr", "ssim", "baseline_psnr", "baseline_ssim")
 
     def predict_step(self, batch: WholeEpisode, batch_idx: int) -> dict[str, Tensor]:
         """The codes of one whole episode: `mean` and `logvar`, each (steps + 1, latent_size)."""
-        images = batch.batch.observation["image"][0]
+        images = _images(batch.batch)[0]
         embeds = torch.cat([self.encode(part) for part in images.split(ENCODED_AT_ONCE)]).float()
         mean, logvar = embeds.chunk(2, -1)
         return {"mean": mean, "logvar": logvar}
@@ -172,14 +176,23 @@ class VAE(Stage):
         return digest.hexdigest()[:16]
 
     def _reconstructed(self, batch: Batch) -> Tensor:
-        mean = self.encode(batch.observation["image"].flatten(0, 1)).chunk(2, -1)[0]
+        mean = self.encode(_images(batch).flatten(0, 1)).chunk(2, -1)[0]
         return self.decode(mean).permute(0, 3, 1, 2).float()
 
     def _compare(self, prefix: str, batch: Batch, guess: Tensor) -> None:
-        truth = normalize(batch.observation["image"])
+        truth = normalize(_images(batch))
         for name in ("psnr", "ssim"):
             self.metrics[f"{prefix}{name}"].update(guess, truth)
 
     def _log(self, *names: str) -> None:
         for name in names:
             self.log(f"vae/{name}", self.metrics[name], on_step=False, on_epoch=True)
+
+
+def _images(batch: Batch) -> Tensor:
+    if "image" not in batch.observation:
+        raise ValueError(
+            f"the data have {', '.join(batch.observation)} but V learns from image: give data.path a folder of "
+            "episodes, not of codes"
+        )
+    return batch.observation["image"]

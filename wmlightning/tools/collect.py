@@ -19,6 +19,7 @@ from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Policy
 from wmlightning.policies.exploration import ExplorationPolicy
 from wmlightning.policies.noisy import NoisyPolicy
+from wmlightning.ranges import at_least
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.stage import load
 
@@ -74,7 +75,7 @@ def collect(
             none of policy and agent are given, or nearly every episode is too short.
     """
     started = time.monotonic()
-    acting = who_acts(policy, agent, noise)
+    acting = check(policy, agent, noise, episodes, seed, num_envs, num_workers)
     store = EpisodeStore(path, compression=compression)
     check_same_collection(store, environment, seed)
     first = 1 + max((name.index for name in store.listing if name.birth < iteration), default=-1)
@@ -120,12 +121,22 @@ def collect(
     }
 
 
-def who_acts(policy: ExplorationPolicy | None, agent: str | None, noise: ExplorationPolicy | None) -> Policy:
-    """The policy of a collection.
+def check(
+    policy: ExplorationPolicy | None,
+    agent: str | None,
+    noise: ExplorationPolicy | None,
+    episodes: int,
+    seed: int,
+    num_envs: int,
+    num_workers: int,
+) -> Policy:
+    """Checks a collection's arguments, without playing; gives the policy that acts.
 
     Raises:
-        ValueError: unless there is one policy, or one agent, noisy or not.
+        ValueError: unless there is one policy, or one agent, noisy or not, and the numbers make sense.
     """
+    at_least(1, episodes=episodes, num_envs=num_envs)
+    at_least(0, seed=seed, num_workers=num_workers)
     if (policy is None) == (agent is None):
         raise ValueError("a collection wants either a policy or an agent: give one of them, --policy or --agent")
     if policy is not None:

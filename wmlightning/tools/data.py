@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.checks import leftovers
 from datamodules.store import EpisodeStore
 from wmlightning.tools.collect import store_returns
 
@@ -39,13 +40,21 @@ def info(path: str | Path) -> dict[str, Any]:
     }
 
 
-def verify(path: str | Path) -> list[str]:
-    """Names every truncated, foreign or inconsistent file of a store, one line each; empty if all is well.
+def verify(path: str | Path) -> tuple[list[str], list[str]]:
+    """Looks into every file of a store.
+
+    Returns:
+        One line for every truncated, foreign or inconsistent file, none if all is well; and the names of unfinished
+        files, which are no damage.
 
     Raises:
-        ValueError: if there is no such folder.
+        ValueError: if there is no such folder, or no episode in it.
     """
-    return _open(path).verify()
+    store = _open(path)
+    problems = store.verify()
+    if not (len(store) or problems):
+        raise ValueError(f"{path} holds no episodes: collect some (wmlightning collect), or correct the path")
+    return problems, leftovers(store.path)
 
 
 def _open(path: str | Path) -> EpisodeStore:

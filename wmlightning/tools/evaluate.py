@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datamodules.files import write_atomically
+from datamodules.files import check_writable, write_atomically
 from wmlightning.callbacks.driving import drive, drive_dream
 from wmlightning.callbacks.images import Picture, encode_gif
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Policy
+from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded, recipe_of
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.stage import load
@@ -55,19 +56,10 @@ def evaluate(
         Of an agent with a dream also `dream`: `returns`, `mean`, `std`, `ci95`, `temperature` and `episodes`.
 
     Raises:
-        ValueError: if the checkpoint holds nothing that acts, or there is no environment to play in.
+        ValueError: if the checkpoint holds nothing that acts, there is no environment to play in, or a file cannot be
+            written: all of that before anything is played.
     """
-    if episodes < 2:
-        raise ValueError(f"episodes is {episodes}, but an interval needs at least 2: ask for more")
-    if video is not None and Path(video).suffix != ".gif":
-        raise ValueError(f"--video {video}: videos are written as animated GIF, so end the name in .gif")
-    if isinstance(agent, str | Path):
-        agent = load(agent)
-    if not hasattr(agent, "policy"):
-        raise ValueError(f"a {type(agent).__name__} does not act: evaluate a controller's checkpoint")
-    environment = environment or getattr(agent, "environment", None)
-    if environment is None:
-        raise ValueError("there is no environment to play in: name one, --environment.id=CarRacing-v3")
+    agent, environment = check(agent, environment, episodes, seed, num_envs, num_workers, json, video)
     # Consecutive, so that no two episodes share a seed.
     first = derive_seed(seed, 4)
     seeds = [(first + episode) % 2**32 for episode in range(episodes)]
@@ -89,15 +81,45 @@ def evaluate(
     if dream is not None:
         returns = agent.dreamt_returns(seeds).tolist()
         result["dream"] = statistics(returns) | {"temperature": dream.temperature, "episodes": episodes}
+    if json is not None:
+        write_atomically(json, lambda file: file.write((dumps(result, indent=2) + "\n").encode()))
     if video is not None:
         record(drive(agent.policy(explore=False), environment, seeds[0], frames=300), video)
         if dream is not None:
             policy, starts = agent.policy(explore=False), agent.games.starts
             film = drive_dream(agent.model, policy, dream, starts, seeds[0], frames=300)
             record(film, Path(video).with_name(f"{Path(video).stem}_dream.gif"))
-    if json is not None:
-        write_atomically(json, lambda file: file.write((dumps(result, indent=2) + "\n").encode()))
     return result
+
+
+def check(
+    agent: Any,
+    environment: EnvFactory | None,
+    episodes: int,
+    seed: int,
+    num_envs: int,
+    num_workers: int,
+    json: str | None,
+    video: str | None,
+) -> tuple[Any, EnvFactory]:
+    """Checks an evaluation's arguments, without playing; gives the agent and its environment. Raises as `evaluate`."""
+    if episodes < 2:
+        raise ValueError(f"episodes is {episodes}, but an interval needs at least 2: ask for more")
+    at_least(0, seed=seed, num_workers=num_workers)
+    at_least(1, num_envs=num_envs)
+    if video is not None and Path(video).suffix != ".gif":
+        raise ValueError(f"--video {video}: videos are written as animated GIF, so end the name in .gif")
+    for path in (json, video):
+        if path is not None:
+            check_writable(path)
+    if isinstance(agent, str | Path):
+        agent = load(agent)
+    if not hasattr(agent, "policy"):
+        raise ValueError(f"a {type(agent).__name__} does not act: evaluate a controller's checkpoint")
+    environment = environment or getattr(agent, "environment", None)
+    if environment is None:
+        raise ValueError("there is no environment to play in: name one, --environment.id=CarRacing-v3")
+    return agent, environment
 
 
 def _play(name: str, policy: Policy, envs: Any, seeds: list[int]) -> dict[str, Any]:

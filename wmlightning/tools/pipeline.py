@@ -134,7 +134,7 @@ def iterations_of(steps: list[Step], results: dict[str, Any], env_steps: str = "
 def _run(step: Step, folder: Path, execute: Callable[[list[str]], dict[str, Any]], label: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     spent_file = folder / "spent.json"
-    spent = json.loads(spent_file.read_text())["seconds"] if spent_file.exists() else 0.0
+    spent = read_json(spent_file, "seconds")["seconds"] if spent_file.exists() else 0.0
     started = time.monotonic()
     metrics: dict[str, Any] = {}
     try:
@@ -156,7 +156,20 @@ def _run(step: Step, folder: Path, execute: Callable[[list[str]], dict[str, Any]
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What a finished stage came to, {"seconds": s, "metrics": {name: number}}; None if it is not finished."""
     path = folder / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path, "seconds", "metrics") if path.exists() else None
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Reads a JSON file that holds these keys.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    try:
+        values = json.loads(path.read_text())
+        return {key: values[key] for key in keys}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and what it was to tell is done again") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

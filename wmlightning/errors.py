@@ -1,0 +1,71 @@
+"""What a command ends with when it fails: one line that says what to do, and clean warnings on the way there."""
+
+import contextlib
+import importlib
+import os
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from jsonargparse import ArgumentError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+PACKAGES = (Path(__file__).parent, Path(importlib.import_module("datamodules").__file__ or "").parent)
+
+
+def last_words(error: Exception) -> str:
+    """The one line that a command ends with. Where the message alone would say little it gets its type and a place."""
+    if expected(error):
+        return one_line(error)
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if _ours(frame.filename)]
+    place = f" in {Path(places[-1].filename).name}, line {places[-1].lineno}" if places else ""
+    return f"{type(error).__name__}{place}: {one_line(error)} (WMLIGHTNING_DEBUG=1 shows the way there)"
+
+
+def one_line(error: Exception) -> str:
+    """The message on one line: of jsonargparse's without its trail of all that it tried, of others the beginning."""
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
+    if not (isinstance(error, ArgumentError) or lines[:1] == ["Does not validate against any of the Union subtypes"]):
+        # A line that ends in a colon announces the next.
+        end = next((number for number, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+        return " ".join(lines[: end + 1]) or type(error).__name__
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "Not a valid")
+    noise += ("Expected a path", "Subclass types expect", "a class path (str)", "a dict with")
+    words = " ".join(line for line in lines if not line.startswith(noise)) or type(error).__name__
+    return words.replace("Expected a dot import path string:", "there is no class")
+
+
+def expected(error: BaseException) -> bool:
+    """Whether the error's line says all: it is about files or settings, or our code raised it on purpose."""
+    if isinstance(error, ArgumentError | OSError | MisconfigurationException):
+        return True
+    origin = traceback.extract_tb(error.__traceback__)[-1].filename
+    if _ours(origin) and isinstance(error, ValueError | RuntimeError):
+        return True
+    # What a part's constructor refuses, the parser of the command line wraps.
+    return error.__cause__ is not None and expected(error.__cause__)
+
+
+@contextlib.contextmanager
+def clean_warnings() -> Iterator[None]:
+    """Prints warnings as `wmlightning: warning: ...`, without the line of code that gave them.
+
+    With WMLIGHTNING_DEBUG they keep their place.
+    """
+    before = warnings.formatwarning
+
+    def clean(message: Warning | str, category: type[Warning], *place: object) -> str:
+        if os.environ.get("WMLIGHTNING_DEBUG") or category is not UserWarning:
+            return before(message, category, *place)  # type: ignore[arg-type]
+        return f"wmlightning: warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = clean  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+def _ours(filename: str) -> bool:
+    return any(Path(filename).is_relative_to(package) for package in PACKAGES)
