@@ -8,6 +8,7 @@ import bisect
 import os
 import shutil
 import warnings
+from collections.abc import Container
 from contextlib import suppress
 
 import numpy as np
@@ -25,6 +26,7 @@ from datamodules.files import (
     with_file,
     write_episode,
 )
+from datamodules.lifetimes import within_caps
 from datamodules.rows import Rows
 
 
@@ -90,7 +92,8 @@ class EpisodeStore:
 
     Args:
         path: the folder; made by the first `append`.
-        cap_bytes: when the files take more bytes than this, the oldest episodes are deleted (never the newest).
+        cap_bytes: when the files take more bytes than this, the oldest episodes leave (never the newest): they are out
+            of `in_view` at once, and whoever appends deletes them.
         cap_decisions: the same in decisions (steps).
         compression: None for raw frames, which are fastest to read; "gzip" for archives about ten times smaller, to be
             read with DataLoader workers.
@@ -172,12 +175,15 @@ class EpisodeStore:
     @property
     def num_bytes(self) -> int:
         """Bytes that the episodes take on disk."""
+        return sum(self._measured().values())
+
+    def _measured(self) -> dict[EpisodeName, int]:
         for name in self._listing:
             if name not in self._sizes:
                 self._sizes[name] = 0
                 with suppress(FileNotFoundError):
                     self._sizes[name] = os.path.getsize(f"{self.path}/{name}")
-        return sum(self._sizes[name] for name in self._listing)
+        return self._sizes
 
     @property
     def damaged(self) -> int:
@@ -297,7 +303,8 @@ class EpisodeStore:
         self._lengths = None
         self._sizes[name] = len(content)
         self._spec = self._spec or episode.spec
-        self._drop_oldest(newest=name)
+        if self.cap_bytes is not None or self.cap_decisions is not None:
+            self.prune(spared=(name,))
         self._warn_of_full_disk(len(content))
         return str(name)
 
@@ -305,18 +312,28 @@ class EpisodeStore:
         """Looks into every file of the folder and deletes nothing; see `datamodules.checks.verify`."""
         return verify(self.path)
 
-    def _drop_oldest(self, newest: EpisodeName) -> None:
+    def in_view(self) -> list[EpisodeName]:
+        """The episodes of the listing that the caps have room for, the newest ones; see `within_caps`."""
         if self.cap_bytes is None and self.cap_decisions is None:
-            return
+            return self.listing
+        kept = within_caps(self._listing, self._measured(), self.cap_bytes, self.cap_decisions)
+        return [name for name in self._listing if name in kept]
+
+    def prune(self, spared: Container[EpisodeName] = ()) -> list[EpisodeName]:
+        """Deletes the episodes that the caps have no room for, but for the `spared`.
+
+        Returns:
+            The spared ones that it would have deleted.
+        """
         self.refresh()
-        for name in sorted(self._listing, key=lambda name: (name.birth, *name)):
-            enough_bytes = self.cap_bytes is None or self.num_bytes <= self.cap_bytes
-            if enough_bytes and (self.cap_decisions is None or self.num_steps <= self.cap_decisions):
-                break
-            if name != newest:
+        kept = set(self.in_view())
+        over = [name for name in self._listing if name not in kept]
+        for name in over:
+            if name not in spared:
                 with suppress(FileNotFoundError):  # another rank may have been faster
                     os.unlink(f"{self.path}/{name}")
-                self._set_listing([other for other in self._listing if other != name])
+        self._set_listing([name for name in self._listing if name in kept or name in spared])
+        return [name for name in over if name in spared]
 
     def _warn_of_full_disk(self, episode_bytes: int) -> None:
         free = shutil.disk_usage(self.path).free

@@ -21,7 +21,7 @@ from wmlightning.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from wmlightning.settings import find_config, options
 from wmlightning.stages.stage import Stage, load
 
-ROOMS = ("dynamics", "environments", "policies", "stages", "callbacks")
+ROOMS = ("distributions", "objectives", "dynamics", "environments", "policies", "stages", "callbacks")
 for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
     for _module in pkgutil.iter_modules(importlib.import_module(_room).__path__, f"{_room}."):
         try:
