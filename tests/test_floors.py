@@ -26,6 +26,7 @@ NEIGHBOURS = {
     ("commands", "cli"),
     ("commands", "settings"),
     ("cli", "settings"),
+    ("distributions", "recipes"),
 }
 SOURCES = [path for package in ("wmlightning", "datamodules") for path in sorted((ROOT / package).rglob("*.py"))]
 
