@@ -123,8 +123,8 @@ class EpisodeDataModule(lightning.LightningDataModule):
         validation_batches: batches in a validation, the same windows every time.
         seed: names the order of the data and the split.
         num_workers: reading processes; 0 (in this process) unless the store is compressed. Keep 0 where it grows.
-        cap_bytes: most bytes the store may take, for whoever appends; see EpisodeStore.
-        cap_decisions: most decisions the store may hold, for whoever appends.
+        cap_bytes: most bytes learned from: the newest episodes; older ones leave the folder, see EpisodeStore.
+        cap_decisions: most decisions learned from, likewise.
         compression: null or "gzip", for whoever appends.
     """
 
@@ -171,7 +171,7 @@ class EpisodeDataModule(lightning.LightningDataModule):
             ValueError: if there are none, in one line that says what to do.
         """
         self.store.refresh()
-        listing = self.store.listing
+        listing = self.store.in_view()
         out = held_out(listing, self.validation_fraction, self.seed)
         chosen = [name for name, is_out in zip(listing, out, strict=True) if is_out == validation]
         if not listing:

@@ -6,8 +6,8 @@ folder is the index; `refresh` takes a new one.
 
 import bisect
 import os
-import shutil
 import warnings
+from collections.abc import Container
 from contextlib import suppress
 
 import numpy as np
@@ -21,10 +21,10 @@ from datamodules.files import (
     Reader,
     encode,
     inspect,
-    megabytes,
     with_file,
     write_episode,
 )
+from datamodules.lifetimes import warn_of_full_disk, within_caps
 from datamodules.rows import Rows
 
 
@@ -90,7 +90,8 @@ class EpisodeStore:
 
     Args:
         path: the folder; made by the first `append`.
-        cap_bytes: when the files take more bytes than this, the oldest episodes are deleted (never the newest).
+        cap_bytes: when the files take more bytes than this, the oldest episodes leave (never the newest): they are out
+            of `in_view` at once, and whoever appends deletes them.
         compression: None for raw frames, which are fastest to read; "gzip" for archives about ten times smaller, to be
             read with DataLoader workers.
         cap_decisions: the same as cap_bytes in decisions (steps).
@@ -172,12 +173,15 @@ class EpisodeStore:
     @property
     def num_bytes(self) -> int:
         """Bytes that the episodes take on disk."""
+        return sum(self._measured().values())
+
+    def _measured(self) -> dict[EpisodeName, int]:
         for name in self._listing:
             if name not in self._sizes:
                 self._sizes[name] = 0
                 with suppress(FileNotFoundError):
                     self._sizes[name] = os.path.getsize(f"{self.path}/{name}")
-        return sum(self._sizes[name] for name in self._listing)
+        return self._sizes
 
     @property
     def damaged(self) -> int:
@@ -303,7 +307,8 @@ class EpisodeStore:
         self._lengths = None
         self._sizes[name] = len(content)
         self._spec = self._spec or episode.spec
-        self._drop_oldest(newest=name)
+        if self.cap_bytes is not None or self.cap_decisions is not None:
+            self.prune(spared=(name,))
         self._warn_of_full_disk(len(content))
         return str(name)
 
@@ -311,30 +316,31 @@ class EpisodeStore:
         """Looks into every file of the folder and deletes nothing; see `datamodules.checks.verify`."""
         return verify(self.path)
 
-    def _drop_oldest(self, newest: EpisodeName) -> None:
+    def in_view(self) -> list[EpisodeName]:
+        """The episodes of the listing that the caps have room for, the newest ones; see `within_caps`."""
         if self.cap_bytes is None and self.cap_decisions is None:
-            return
+            return self.listing
+        kept = within_caps(self._listing, self._measured(), self.cap_bytes, self.cap_decisions)
+        return [name for name in self._listing if name in kept]
+
+    def prune(self, spared: Container[EpisodeName] = ()) -> list[EpisodeName]:
+        """Deletes the episodes that the caps have no room for, but for the `spared`.
+
+        Returns:
+            The spared ones that it would have deleted.
+        """
         self.refresh()
-        for name in sorted(self._listing, key=lambda name: (name.birth, *name)):
-            enough_bytes = self.cap_bytes is None or self.num_bytes <= self.cap_bytes
-            if enough_bytes and (self.cap_decisions is None or self.num_steps <= self.cap_decisions):
-                break
-            if name != newest:
+        kept = set(self.in_view())
+        over = [name for name in self._listing if name not in kept]
+        for name in over:
+            if name not in spared:
                 with suppress(FileNotFoundError):  # another rank may have been faster
                     os.unlink(f"{self.path}/{name}")
-                self._set_listing([other for other in self._listing if other != name])
+        self._set_listing([name for name in self._listing if name in kept or name in spared])
+        return [name for name in over if name in spared]
 
     def _warn_of_full_disk(self, episode_bytes: int) -> None:
-        free = shutil.disk_usage(self.path).free
         growth = 100 * episode_bytes
         if self.cap_bytes is not None:
             growth = min(growth, self.cap_bytes - self.num_bytes)
-        # Once when a hundred episodes are left, and again each time that half of the rest is gone.
-        if free < growth and free < self._warned_below / 2:
-            self._warned_below = free
-            warnings.warn(
-                f"{megabytes(free)} are free under {self.path} and an episode takes {megabytes(episode_bytes)}: about "
-                f"{free // episode_bytes} more fit; free some space, or store in another folder or with "
-                "compression=gzip",
-                stacklevel=3,
-            )
+        self._warned_below = warn_of_full_disk(self.path, episode_bytes, growth, self._warned_below)

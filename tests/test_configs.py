@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import wmlightning
 from wmlightning.__main__ import main
@@ -18,8 +19,11 @@ from wmlightning.stages.stage import rehearsal
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 PIPELINES = [name for name in NAMES if {"stages", "base"} & set(read_config(name)) and "debug" not in name]
-STAGES = [name for name in NAMES if "model" in read_config(name)]
-OVERLAYS = ["debug.yaml", "world_models/debug_run.yaml"]
+DESIGNS = ["rnn", "ssm", "latent_overshooting", "observation_overshooting"]
+OVERLAYS = ["debug.yaml", "world_models/debug_run.yaml", "planet/debug.yaml", "planet/random_collection.yaml"]
+OVERLAYS += [f"planet/{name}.yaml" for name in DESIGNS]
+AGENTS = ["planet/arxiv_v3.yaml", "planet/dmc.yaml", "planet/quick.yaml"]
+STAGES = [name for name in NAMES if "model" in read_config(name) and name not in [*OVERLAYS, *AGENTS]]
 FUNCTIONS = {"world_models/collect.yaml": "collect", "world_models/evaluate.yaml": "evaluate"}
 
 
@@ -33,7 +37,7 @@ def run(tmp_path_factory):
 
 
 def test_every_file_is_of_a_kind_that_is_tested_here():
-    known = [*PIPELINES, *STAGES, *OVERLAYS, *FUNCTIONS, "world_models/codes.yaml"]
+    known = [*PIPELINES, *STAGES, *AGENTS, *OVERLAYS, *FUNCTIONS, "world_models/codes.yaml"]
     assert sorted(known) == NAMES
 
 
@@ -107,13 +111,13 @@ def test_the_pendulum_swings_through_two_iterations(name, tmp_path):
     assert (tmp_path / "run" / "iterations" / "curves.png").exists()
 
 
-@pytest.mark.parametrize("name", [*STAGES, *FUNCTIONS])
+@pytest.mark.parametrize("name", [*STAGES, *AGENTS, *FUNCTIONS])
 def test_a_stages_file_prints_its_help(name, capsys):
     assert main([FUNCTIONS.get(name, "fit"), "-c", name, "--help"]) == 0
     assert "usage" in capsys.readouterr().out
 
 
-CLASSES = {"vae": "VAE", "mdn_rnn": "MDNRNN", "controller": "CMAESController"}
+CLASSES = {"vae": "VAE", "mdn_rnn": "MDNRNN", "controller": "CMAESController", "world_model_offline": "WorldModel"}
 PLACES = {
     "vae": {"data.path": "episodes", "data.batch_size": 4},
     "mdn_rnn": {
@@ -132,6 +136,7 @@ PLACES = {
         "model.environment.time_limit": 8,
         "trainer.max_steps": 1,
     },
+    "world_model_offline": {"data.path": "episodes", "data.batch_size": 4, "data.dataset.sampler.length": 25},
 }
 
 
@@ -143,6 +148,47 @@ def test_a_stages_file_takes_a_step_with_debug_on_top_and_its_checkpoint_loads(n
         words.append(f"--{place}={run / value if isinstance(value, str) else value}")
     assert main(words) == 0
     assert type(wmlightning.load(tmp_path / "checkpoints" / "last.ckpt")).__name__ == CLASSES[stage]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "quick ssm observation_overshooting",
+        "arxiv_v3 rnn",
+        *(pytest.param(f"dmc {name}".strip(), marks=pytest.mark.slow) for name in ["", *DESIGNS]),
+    ],
+)
+def test_an_agents_file_collects_learns_and_evaluates_with_debug_on_top(names, tmp_path):
+    """Its whole online loop on a dummy; then its checkpoint alone acts, and `evaluate` finds the return it logged."""
+    words = ["fit", *(word for name in [*names.split(), "debug"] for word in ("-c", f"planet/{name}.yaml"))]
+    words += [f"--trainer.default_root_dir={tmp_path}", f"--data.path={tmp_path}/episodes"]
+    assert main(words) == 0
+    assert len(list((tmp_path / "episodes").glob("*.h5"))) == 3, "one before the first update, one after each epoch"
+    agent, last = wmlightning.load(tmp_path / "checkpoints" / "last.ckpt"), tmp_path / "e.json"
+    kinds = {name: type(agent.world_model.dynamics).__name__.lower() for name in ("rnn", "ssm")}
+    assert all(kinds[name] == name for name in kinds if name in names.split())
+    assert main(["evaluate", str(tmp_path / "checkpoints" / "last.ckpt"), "--episodes=2", f"--json={last}"]) == 0
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    logged = curves.Scalars("evaluate/return")[-1].value
+    assert json.loads(last.read_text())["mean"] == pytest.approx(logged, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dmc", "quick"])
+def test_random_collection_draws_every_action_anew_and_evaluates_by_planning(name):
+    built = wmlightning.build([f"planet/{name}.yaml", "planet/random_collection.yaml"])
+    policy = next(callback.policy for callback in built.trainer.callbacks if hasattr(callback, "policy"))
+    assert type(policy).__name__ == "HeldActionsPolicy"
+    assert (policy.max_hold, policy.action_size) == (1, built.model.world_model.dynamics.action_size)
+    assert any(type(callback).__name__ == "EvaluateAgent" for callback in built.trainer.callbacks)
+
+
+def test_the_first_releases_loss_is_twice_that_of_its_file():
+    """(x - mean)^2 is twice a unit Gaussian's: what is not a likelihood is halved, and so are epsilon and max_norm."""
+    model = wmlightning.build("planet/arxiv_v3.yaml").model.world_model
+    assert (2 * model.kl_scale, 2 * model.global_prior, 2 * model.overshooting.scale) == (1.0, 0.1, 1.0)
+    assert (model.reward_scale, model.overshooting.reward_scale) == (10.0, 100.0)
+    assert (2 * model.epsilon, 2 * model.max_norm, model.warmup) == (1e-4, 1000.0, 200)
+    assert (model.kl.free_nats, model.overshooting.distance) == (2.0, 50)
 
 
 def test_codes_are_written_by_a_v_that_comes_from_its_checkpoint_alone(run, tmp_path):

@@ -30,6 +30,7 @@ NEIGHBOURS = {
     ("claim", "settings"),
     ("cli", "errors"),
     ("cli", "settings"),
+    ("distributions", "recipes"),
 }
 SOURCES = [path for package in ("wmlightning", "datamodules") for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -1,6 +1,7 @@
 """World Models, PlaNet and Dreamer as PyTorch Lightning modules, on one data format and one training loop.
 
-    wmlightning.VAE, MDNRNN, CMAESController     the stages; `X.load_from_checkpoint(path)` rebuilds one
+    wmlightning.VAE, MDNRNN, CMAESController     the stages of World Models; `X.load_from_checkpoint(path)` rebuilds one
+    wmlightning.WorldModel, PlaNet               the stages of PlaNet
     wmlightning.load(path)                       rebuilds whatever stage a checkpoint holds
     wmlightning.build(config, **overrides)       the command line without running it: model, data and trainer
     wmlightning.evaluate(agent, ...)             mean return over many episodes, with its interval
@@ -15,13 +16,15 @@ _HOMES = {
     "VAE": "wmlightning.stages.vae",
     "MDNRNN": "wmlightning.stages.mdn_rnn",
     "CMAESController": "wmlightning.stages.controller",
+    "WorldModel": "wmlightning.stages.world_model",
+    "PlaNet": "wmlightning.stages.planet",
     "load": "wmlightning.stages.stage",
     "build": "wmlightning.cli",
     "evaluate": "wmlightning.tools.evaluate",
 }
 
 # pyright: reportUnsupportedDunderAll=false
-__all__ = ["CMAESController", "MDNRNN", "VAE", "build", "evaluate", "load"]  # noqa: RUF022
+__all__ = ["CMAESController", "MDNRNN", "PlaNet", "VAE", "WorldModel", "build", "evaluate", "load"]  # noqa: RUF022
 __version__ = "0.1.0"
 
 

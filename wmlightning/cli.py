@@ -22,7 +22,7 @@ from wmlightning.errors import one_line
 from wmlightning.settings import find_config, options
 from wmlightning.stages.stage import Stage, check_continues, load, stand_in
 
-ROOMS = ("dynamics", "environments", "policies", "stages", "callbacks")
+ROOMS = ("distributions", "objectives", "dynamics", "environments", "policies", "stages", "callbacks")
 for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
     for _module in pkgutil.iter_modules(importlib.import_module(_room).__path__, f"{_room}."):
         try:

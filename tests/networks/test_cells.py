@@ -1,10 +1,10 @@
-"""The LSTM: one bias, the same numbers as torch's, and forgetting that is exact."""
+"""The LSTM: one bias, the same numbers as torch's, and forgetting that is exact. The GRU: TensorFlow's block cell."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from wmlightning.networks import LSTM
+from wmlightning.networks import GRU, LSTM
 
 
 def test_it_has_one_bias_vector_only():
@@ -83,3 +83,45 @@ def test_a_fused_windows_gradient_is_that_of_many_steps(forget):
         loss = (outputs * weight).sum() + (hidden * ends[0]).sum() + (memory * ends[1]).sum()
         grads.append(torch.autograd.grad(loss, [*start, *cell.parameters()], allow_unused=True, materialize_grads=True))
     assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-5)
+
+
+def gru_by_hand(cell, x, h):
+    """The block cell as its formulas stand in the docstring, from the joint matrices."""
+    size = cell.hidden_size
+    w_g = torch.cat([cell.input_weight[: 2 * size], cell.gate_weight], 1)
+    w_c = torch.cat([cell.input_weight[2 * size :], cell.candidate_weight], 1)
+    r, u = torch.sigmoid(torch.cat([x, h], 1) @ w_g.T + cell.bias[: 2 * size]).chunk(2, 1)
+    c = torch.tanh(torch.cat([x, r * h], 1) @ w_c.T + cell.bias[2 * size :])
+    return u * h + (1 - u) * c
+
+
+def test_the_gru_is_tensorflows_block_cell():
+    cell, x, h = GRU(3, 4), torch.randn(5, 3), torch.randn(5, 4)
+    torch.nn.init.normal_(cell.bias)
+    assert_close(cell(x, h), gru_by_hand(cell, x, h))
+
+
+def test_the_grus_reset_comes_before_the_product_unlike_torchs():
+    """With the reset gate shut and the update gate open to what is new, nothing of h is left."""
+    cell = GRU(3, 4)
+    with torch.no_grad():
+        cell.bias.copy_(torch.tensor([-100.0] * 8 + [0.0] * 4))
+    x = torch.randn(5, 3)
+    assert_close(cell(x, torch.randn(5, 4)), cell(x, torch.zeros(5, 4)))
+
+
+def test_a_fresh_gru_remembers_its_gates_biases_are_1():
+    assert GRU(3, 2).bias.tolist() == [1.0] * 4 + [0.0] * 2
+
+
+def test_the_gru_counts_one_bias_a_gate_and_starts_within_the_joint_glorot_bounds():
+    cell = GRU(200, 200)
+    assert sum(p.numel() for p in cell.parameters()) == 3 * 200 * (200 + 200 + 1)
+    gates, candidate = (6 / (400 + 400)) ** 0.5, (6 / (400 + 200)) ** 0.5
+    for weight, bound in (
+        (cell.input_weight[:400], gates),
+        (cell.gate_weight, gates),
+        (cell.input_weight[400:], candidate),
+        (cell.candidate_weight, candidate),
+    ):
+        assert 0.95 * bound < weight.abs().max() <= bound

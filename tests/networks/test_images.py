@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from wmlightning.networks import normalize, to_uint8
+from wmlightning.networks import normalize, quantize, to_uint8
 
 LEVELS = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
 
@@ -33,3 +33,26 @@ def test_every_level_survives_the_way_there_and_back():
 
 def test_pixels_out_of_range_are_clamped():
     assert to_uint8(torch.tensor([-0.1, 1.2])).tolist() == [0, 255]
+
+
+def test_quantised_pixels_without_noise_are_32_levels():
+    x = quantize(LEVELS, torch.zeros(1, 16, 16, 1))
+    levels = ((x + 0.5) * 32).flatten()
+    assert levels.tolist() == [value // 8 for value in range(256)]
+
+
+def test_quantised_pixels_are_in_minus_a_half_to_a_half_and_noise_never_changes_the_level():
+    largest = torch.full((1, 16, 16, 1), 1 - 2**-24)
+    for noise in (torch.zeros_like(largest), largest, torch.rand_like(largest)):
+        x = quantize(LEVELS, noise)
+        assert -0.5 <= x.min() <= x.max() < 0.5
+        assert torch.floor(32 * (x.flatten() + 0.5)).tolist() == [value // 8 for value in range(256)]
+
+
+def test_quantised_pixels_get_their_own_noise_each_time_or_the_noise_they_are_given():
+    image, noise = LEVELS.expand(2, 3, 16, 16, 1), torch.rand(2, 3, 16, 16, 1)
+    assert not torch.equal(quantize(image), quantize(image))
+    x = quantize(image, noise)
+    assert x.shape == (6, 1, 16, 16)
+    assert_close((x - quantize(image, torch.zeros_like(noise))).flatten(), noise.flatten() / 32, rtol=0, atol=1e-6)
+    assert quantize(torch.zeros(2, 8, 8, 3, dtype=torch.uint8)).is_contiguous(memory_format=torch.channels_last)

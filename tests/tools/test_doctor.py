@@ -1,18 +1,74 @@
 """The doctor names what is here, and what to install for what is not."""
 
+import importlib.util
 import sys
 
+import pytest
+import torch
+
+from wmlightning.environments import dm_control
+from wmlightning.tools import doctor
 from wmlightning.tools.doctor import diagnose
 
 
+@pytest.fixture
+def only(monkeypatch):
+    """Leaves out the other checks, which cost seconds."""
+
+    def keep(*names):
+        for name in ("_python", "_packages", "_device", "_classic", "_box2d", "_doom", "_dm_control"):
+            if name not in names:
+                monkeypatch.setattr(doctor, name, lambda: "left out")
+
+    return keep
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("dm_control") is None or dm_control.choose_backend() is None,
+    reason=f"dm_control cannot draw here: {dm_control.EXTRA}; {dm_control.DEBIAN}",
+)
 def test_every_suite_of_the_extras_renders_here():
     lines = diagnose()
     assert all(good for good, _ in lines), lines
-    assert any("CarRacing-v3 renders 64x64" in line for _, line in lines)
-    assert any("VizdoomTakeCover-v1 renders 64x64" in line for _, line in lines)
+    for id in ("Pendulum-v1", "CarRacing-v3", "VizdoomTakeCover-v1", "dm_control/cartpole-swingup-v0"):
+        assert any(f"{id} renders 64x64" in line for _, line in lines)
 
 
-def test_a_missing_extra_is_one_line_with_the_command(monkeypatch):
-    monkeypatch.setitem(sys.modules, "vizdoom.gymnasium_wrapper", None)
-    bad = [line for good, line in diagnose() if not good]
-    assert bad == ['VizdoomTakeCover-v1 needs a package that is not here: pip install "wmlightning[doom]"']
+@pytest.mark.parametrize(
+    ("check", "module", "id", "extra"),
+    [
+        ("_doom", "vizdoom.gymnasium_wrapper", "VizdoomTakeCover-v1", "doom"),
+        ("_dm_control", "dm_control", "dm_control/cartpole-swingup-v0", "dmc"),
+    ],
+)
+def test_a_missing_extra_is_one_line_with_the_command(monkeypatch, only, check, module, id, extra):
+    only(check)
+    monkeypatch.setitem(sys.modules, module, None)
+    says = f'{id} needs a package that is not here: pip install "wmlightning[{extra}]"'
+    assert [line for good, line in diagnose() if not good] == [says]
+
+
+def test_a_missing_pygame_is_one_line_with_the_command(monkeypatch, only):
+    only("_classic")
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    [line] = [line for good, line in diagnose() if not good]
+    assert line.startswith("Pendulum-v1 cannot be drawn")
+    assert line.endswith('pip install "wmlightning[box2d]"')
+
+
+def test_a_device_that_does_not_compute_is_named(monkeypatch, only):
+    def broken(*_, **__):
+        raise RuntimeError("no kernel image is available")
+
+    only("_device")
+    monkeypatch.setattr(torch, "ones", broken)
+    [line] = [line for good, line in diagnose() if not good]
+    assert "does not compute (no kernel image is available): install the torch that fits" in line
+
+
+def test_the_exit_status_tells_whether_all_is_here(monkeypatch, only, capsys):
+    only()
+    assert doctor.main([]) == 0
+    monkeypatch.setattr(doctor, "_python", lambda: 1 / 0)
+    assert doctor.main([]) == 1
+    assert "missing  division by zero" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import wmlightning.environments.dummy  # noqa: F401  (registers the environments)
+from wmlightning.callbacks.scores import interval, student_quantile
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.environments.dream import Dream
 from wmlightning.environments.factory import EnvFactory
@@ -16,7 +17,7 @@ from wmlightning.policies.exploration import ConstantPolicy, HeldActionsPolicy
 from wmlightning.stages.controller import CMAESController
 from wmlightning.stages.mdn_rnn import MDNRNN
 from wmlightning.stages.vae import VAE
-from wmlightning.tools.evaluate import evaluate, interval, student_quantile
+from wmlightning.tools.evaluate import evaluate
 
 
 class Always:

@@ -111,7 +111,9 @@ def line_chart(
     xs = [v for x, _ in curves.values() for v in x]
     if len(set(xs)) > 1:
         across = (min(xs), max(xs))
-    axes = _Axes(across, _range([v for _, y in curves.values() for v in y]), size, (title, x_label, y_label))
+    # Steps are counted: no tick stands between two of them.
+    whole = None if any(v % 1 for v in xs) else [(v, f"{v:.6g}") for v in ticks(*across, wanted=8) if not v % 1]
+    axes = _Axes(across, _range([v for _, y in curves.values() for v in y]), size, (title, x_label, y_label), whole)
     for number, (x, y) in enumerate(curves.values()):
         colour, run = COLOURS[number % len(COLOURS)], []
         for point in [*zip(x, y, strict=True), (0.0, np.nan)]:
@@ -125,6 +127,35 @@ def line_chart(
                 axes.pen.ellipse([(v - radius) for v in centre] + [(v + radius) for v in centre], colour)
             run = []
     axes.legend(list(curves))
+    return axes.picture()
+
+
+def scatter_chart(
+    points: Mapping[str, Curve],
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    size: tuple[int, int] = (360, 320),
+) -> Picture:
+    """Clouds of points in one frame, with the line on which x = y; points that are not finite are left out.
+
+    Args:
+        points: name -> (x, y) of equal lengths.
+        title: one line above; x_label and y_label name the axes.
+        y_label: see title.
+        x_label: see title.
+        size: (width, height) in pixels.
+    """
+    limits = _range([v for x, y in points.values() for v in (*x, *y)])
+    axes = _Axes(limits, limits, size, (title, x_label, y_label))
+    axes.line([(limits[0], limits[0]), (limits[1], limits[1])], FAINT, 1)
+    for number, (x, y) in enumerate(points.values()):
+        for point in zip(x, y, strict=True):
+            if np.isfinite(point).all():
+                centre, radius = axes.at(*point), 1.5 * SMOOTH
+                box = [v - radius for v in centre] + [v + radius for v in centre]
+                axes.pen.ellipse(box, COLOURS[number % len(COLOURS)])
+    axes.legend(list(points))
     return axes.picture()
 
 

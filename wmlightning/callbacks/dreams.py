@@ -40,12 +40,14 @@ class OpenLoop:
         posterior: states that saw every image, (N, T).
         dream: states dreamt from the posterior at row context - 1, (N, T - context).
         truth: the images, uint8 (N, T, H, W, C), or None where only codes are stored.
+        prior: what was expected at every row before its image was seen, (N, T).
     """
 
     embeds: Tensor
     posterior: State
     dream: State
-    truth: UInt8[np.ndarray, "windows time height width channels"] | None = None
+    truth: UInt8[np.ndarray, "windows time height width channels"] | None
+    prior: State
 
     @property
     def context(self) -> int:
@@ -55,14 +57,14 @@ class OpenLoop:
     def __getitem__(self, rows: slice) -> "OpenLoop":
         """Some of the windows."""
         truth = None if self.truth is None else self.truth[rows]
-        return OpenLoop(self.embeds[rows], self.posterior[rows], self.dream[rows], truth)
+        return OpenLoop(self.embeds[rows], self.posterior[rows], self.dream[rows], truth, self.prior[rows])
 
 
 def open_loop(model: Any, batch: Batch, context: int, horizon: int) -> OpenLoop:
     """Lets a model watch `context` rows of each window and dream the `horizon` rows after them.
 
     Args:
-        model: a `LatentModel` with `embeds(batch)`, such as MDNRNN.
+        model: a `LatentModel`; what is stored as codes, MDNRNN's `embeds(batch)` turns into embeds.
         batch: windows (B, T, ...) of at least context + horizon rows, on the model's device.
         context: rows watched.
         horizon: rows dreamt. The action at row t led to image t, so the one taken at the last watched state is
@@ -72,11 +74,11 @@ def open_loop(model: Any, batch: Batch, context: int, horizon: int) -> OpenLoop:
         The first context + horizon rows, watched and dreamt.
     """
     batch = batch.map(lambda tensor: tensor[:, : context + horizon])
-    embeds = model.embeds(batch)
-    posterior, _ = model.dynamics.observe(embeds, batch.action, batch.is_first)
-    dream = model.dynamics.imagine(posterior[:, context - 1], batch.action[:, context:])
     image = batch.observation.get("image")
-    return OpenLoop(embeds, posterior, dream, None if image is None else image.cpu().numpy())
+    embeds = model.embeds(batch) if hasattr(model, "embeds") else model.encode(image)
+    posterior, prior = model.dynamics.observe(embeds, batch.action, batch.is_first)
+    dream = model.dynamics.imagine(posterior[:, context - 1], batch.action[:, context:])
+    return OpenLoop(embeds, posterior, dream, None if image is None else image.cpu().numpy(), prior)
 
 
 def _rows(model: Any, loop: OpenLoop, columns: Sequence[int]) -> dict[str, np.ndarray]:

@@ -39,7 +39,9 @@ class PictureBook:
     @classmethod
     def of(cls, trainer: Trainer) -> "PictureBook":
         """The book of a Lightning run: `<default_root_dir>/pictures`, and the run's loggers."""
-        env_steps = getattr(trainer.lightning_module, "steps_played", None)
+        # A stage that plays by itself counts its steps; for one that learns from what is collected, the callback does.
+        counts = (getattr(part, "steps_played", None) for part in (trainer.lightning_module, *trainer.callbacks))  # type: ignore[attr-defined]
+        env_steps = next((count for count in counts if count is not None), None)
         folder = Path(trainer.default_root_dir) / "pictures"
         return cls(folder, trainer.loggers, None if env_steps is None else int(env_steps))
 

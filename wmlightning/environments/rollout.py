@@ -11,7 +11,7 @@ it got.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,14 +52,15 @@ class EpisodeResult:
 def rollout(
     envs: PixelVectorEnv,
     policy: Policy,
-    seeds: list[int],
+    seeds: Sequence[int],
     begin: Callable[[list[int]], Carry] | None = None,
-    indices: list[int] | None = None,
+    indices: Sequence[int] | None = None,
     writer: Any = None,
     progress: Callable[[int, int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    may_begin: Callable[[int], bool] | None = None,
 ) -> list[EpisodeResult]:
-    """Plays one episode per seed.
+    """Plays one episode per seed, or as many of them as `may_begin` lets begin.
 
     The policy is always called with all n rows, so that its batch keeps one size; rows that rest carry stale data.
     An episode whose worker died is dropped and begun again with the same seed; the others go on.
@@ -73,9 +74,11 @@ def rollout(
         writer: a `datamodules.writer.EpisodeWriter`, or None to record nothing.
         progress: called after every tick with episodes finished, episodes in all, decisions made.
         should_stop: polled every tick; when true, unfinished episodes are dropped and the finished ones returned.
+        may_begin: asked every tick with the decisions made so far; once false, no further episode begins and those that
+            have begun are finished.
 
     Returns:
-        One result per job, in the order of `seeds`; fewer only if `should_stop` stopped it.
+        One result per job, in the order of `seeds`; fewer only if `should_stop` or `may_begin` ended it.
 
     Raises:
         RuntimeError: if an environment raises, or an episode killed its worker three times.
@@ -86,6 +89,8 @@ def rollout(
         while table.waiting or table.live:
             if should_stop is not None and should_stop():
                 break
+            if may_begin is not None and not may_begin(table.decisions):
+                table.begin_no_more()
             rows, jobs = table.hand_out()
             if rows:
                 fresh = begin(jobs) if begin else policy.initial(len(jobs), [derive_seed(seeds[j], 1) for j in jobs])
@@ -105,7 +110,7 @@ def rollout(
 class _Table:
     """Which row plays which job, and what has come of it."""
 
-    def __init__(self, envs: PixelVectorEnv, seeds: list[int], indices: list[int] | None, writer: Any) -> None:
+    def __init__(self, envs: PixelVectorEnv, seeds: Sequence[int], indices: Sequence[int] | None, writer: Any) -> None:
         self.envs, self.job_seeds, self.indices, self.writer = envs, seeds, indices, writer
         self.waiting, self.attempts = deque(range(len(seeds))), [0] * len(seeds)
         self.rows: list[EpisodeResult | None] = [None] * envs.num_envs
@@ -117,6 +122,10 @@ class _Table:
     def live(self) -> list[int]:
         """Rows that are playing."""
         return [row for row, playing in enumerate(self.rows) if playing is not None]
+
+    def begin_no_more(self) -> None:
+        """Forgets the jobs that have not begun; one whose worker died has."""
+        self.waiting = deque(job for job in self.waiting if self.attempts[job])
 
     def hand_out(self) -> tuple[list[int], list[int]]:
         """Gives waiting jobs to free rows and orders the next tick; returns those rows and their jobs."""

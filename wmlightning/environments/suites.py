@@ -17,6 +17,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 import wmlightning.environments.dummy  # noqa: F401 (registers its ids)
+from wmlightning.environments.dm_control import PREFIX, DMControl, find_task
 from wmlightning.environments.wrappers import Decisions, OneHotActions, Pixels, SymmetricActions
 
 # pygame greets on stdout otherwise, once per worker.
@@ -26,7 +27,6 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 PACKAGES = {
     "ALE/": ("ale_py", "ale-py"),
-    "dm_control/": ("shimmy", "shimmy[dm-control]"),
     "MiniGrid": ("minigrid", "minigrid"),
     "Vizdoom": ("vizdoom.gymnasium_wrapper", "wmlightning[doom]"),
 }
@@ -74,7 +74,7 @@ def make_env(
             pixels, no time limit where one is needed, or actions of another kind.
     """
     spec = find_spec(id)
-    raw = make_raw(spec, kwargs or {}, pixels, crop)
+    raw = make_raw(spec, kwargs or {}, pixels, crop, size)
     limit = next((n for n in (time_limit, spec.max_episode_steps, raw.time_limit) if n is not None), None)
     if ignore_termination and limit is None:
         raise ValueError(f"{id} registers no time limit, so ignoring termination would never end: set time_limit")
@@ -101,6 +101,8 @@ def find_spec(id: str) -> EnvSpec:
             importlib.import_module(module)
         except ImportError as error:
             raise ValueError(f"{module}:{id} names a module that cannot be imported ({error}): mend the id") from error
+    if id.startswith(PREFIX):
+        return find_task(id)
     _import_package(id)
     try:
         return gym.spec(id)
@@ -124,8 +126,12 @@ def _import_package(id: str) -> None:
                 raise ValueError(f'{id} needs a package that is not here: pip install "{package}"') from error
 
 
-def make_raw(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None) -> Raw:
+def make_raw(
+    spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None, size: int = 64
+) -> Raw:
     """Picks the family."""
+    if spec.id.startswith(PREFIX):
+        return dm_control(spec, kwargs, pixels, crop, size)
     if spec.entry_point == "gymnasium.envs.box2d.car_racing:CarRacing":
         return car_racing(spec, kwargs, pixels, crop)
     if spec.id.startswith("Vizdoom"):
@@ -186,6 +192,18 @@ def doom(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[i
     if spec.id == TAKE_COVER:
         return replace(raw, env=env, actions=ThreeWay, time_limit=TAKE_COVER_LIMIT, decisions=DoomDecisions)
     return replace(raw, env=env, decisions=DoomDecisions)
+
+
+def dm_control(
+    spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None, size: int
+) -> Raw:
+    """The control suite: drawn at the size asked for, once a decision; see `environments.dm_control`."""
+    if pixels not in (None, "render"):
+        raise ValueError(f"{spec.id} has no observation {pixels!r}: leave pixels out")
+    env = _make(spec, kwargs)
+    task = env.unwrapped
+    assert isinstance(task, DMControl)
+    return Raw(env, SymmetricActions, lambda _: task.look(size, size), None if isinstance(crop, str) else crop)
 
 
 def action_wrapper(env: gym.Env) -> Callable[[gym.Env], gym.Env]:

@@ -21,7 +21,8 @@ class PixelVectorEnv(VectorEnv):
     """n environments that step together; each row is on its own.
 
     `tick` is the one motion: in it every row either rests, steps or resets. gymnasium's `step` and `reset` are made of
-    it. Rows that have ended, or were never reset, rest during a `step`: reward 0, no flag, no env steps.
+    it. Rows that have ended, or were never reset, rest during a `step`: reward 0, no flag, no env steps. All steps that
+    were ever made, those of episodes that came to nothing included, are counted in `env_steps_made`.
 
     Args:
         make: builds one environment; picklable if there are workers.
@@ -53,6 +54,7 @@ class PixelVectorEnv(VectorEnv):
         self.action_space = batch_space(action, num_envs)
         self.num_envs, self.num_workers, self.description = num_envs, min(num_workers, num_envs), description or {}
         self.running = np.zeros(num_envs, bool)
+        self.env_steps_made = 0
         sizes = num_envs, int(np.prod(action.shape)), observation["image"].shape[0]  # type: ignore[index]
         if num_workers:
             self.workers: Workers | None = Workers(make, sizes, self.num_workers, timeout)
@@ -90,6 +92,7 @@ class PixelVectorEnv(VectorEnv):
             self.local.tick()
         if self.workers is not None:
             crashed |= self.workers.tick()
+        self.env_steps_made += int(board.env_steps.sum())
         self.running = (self.running & ~lost) | (order == RESET)
         self.running &= ~(board.terminated | board.truncated | crashed)
         return crashed

@@ -115,3 +115,43 @@ class LSTM(nn.Module):
             # bias, layers, dropout, training, bidirectional, batch first
             outputs, hidden, cell = torch.lstm(inputs, states, weights, True, 1, 0.0, self.training, False, False)
         return outputs, hidden[0], cell[0]
+
+
+class GRU(nn.Module):
+    """A gated recurrent unit that forgets before it thinks of something new, as TensorFlow's block cell does.
+
+        r, u = sigmoid(W_g [x, h] + b_g)        c = tanh(W_c [x, r * h] + b_c)        h' = u * h + (1 - u) * c
+
+    The gates' biases start at 1, so that a fresh cell remembers; the candidate's at 0. Weights are Glorot uniform over
+    the joint matrices (input + hidden, 2 * hidden) and (input + hidden, hidden). PyTorch's and Keras' cells apply the
+    reset r after the product with h instead of before, and have a second bias there.
+
+    Args:
+        input_size: width of x.
+        hidden_size: width of h.
+
+    Source: TensorFlow 1's GRUBlockCell, which PlaNet's released code uses.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        joint = input_size + hidden_size
+        gates, candidate = (math.sqrt(6 / (joint + width)) for width in (2 * hidden_size, hidden_size))
+        drawn = [torch.empty(2 * hidden_size, joint).uniform_(-gates, gates)]
+        drawn += [torch.empty(hidden_size, joint).uniform_(-candidate, candidate)]
+        # The share of x, of gates and candidate alike, is one product; r stands between h and the candidate.
+        self.input_weight = nn.Parameter(torch.cat([weight[:, :input_size] for weight in drawn]))
+        self.gate_weight = nn.Parameter(drawn[0][:, input_size:].contiguous())
+        self.candidate_weight = nn.Parameter(drawn[1][:, input_size:].contiguous())
+        self.bias = nn.Parameter(torch.cat([torch.ones(2 * hidden_size), torch.zeros(hidden_size)]))
+
+    def forward(
+        self, inputs: Float[Tensor, "rows input"], hidden: Float[Tensor, "rows hidden"]
+    ) -> Float[Tensor, "rows hidden"]:
+        """One step of time: x (N, input) and h (N, hidden) to the next h."""
+        shares = functional.linear(inputs, self.input_weight, self.bias)
+        gates, candidate = shares.split([2 * self.hidden_size, self.hidden_size], -1)
+        reset, update = (gates + functional.linear(hidden, self.gate_weight)).sigmoid().chunk(2, -1)
+        candidate = torch.tanh(candidate + functional.linear(reset * hidden, self.candidate_weight))
+        return candidate + update * (hidden - candidate)

@@ -89,13 +89,17 @@ class ConvDecoder(Recorded, nn.Module):
 
     def forward(self, features: Float[Tensor, "rows size"]) -> Float[Tensor, "rows channels 64 64"]:
         """Features (N, F) to pixels before any squashing, (N, C, 64, 64) in channels-last memory."""
-        hidden = self.second(functional.relu_(self._five_by_five(features)))
+        return self.draw(self.maps(features))
+
+    def draw(self, maps: Float[Tensor, "rows wide 5 5"]) -> Float[Tensor, "rows channels 64 64"]:
+        """The layers after `maps`, which look at each image alone: many images can be drawn some at a time."""
+        hidden = self.second(maps)
         # Channels-last from here on: the layout of the pixels it is compared with.
         hidden = self.third(functional.relu_(hidden.contiguous(memory_format=torch.channels_last)))
         return _by_subpixels(self.last, functional.relu_(hidden))
 
-    def _five_by_five(self, features: Tensor) -> Tensor:
-        """The dense layer and the first transposed convolution, which nothing stands between."""
+    def maps(self, features: Float[Tensor, "rows size"]) -> Float[Tensor, "rows wide 5 5"]:
+        """The dense layer and the first transposed convolution, which nothing stands between, with its ReLU."""
         weight = self.first.weight.flatten(1)
         if len(features) > features.shape[1]:
             # More rows than features: multiply the two matrices first, that is fewer numbers.
@@ -104,7 +108,7 @@ class ConvDecoder(Recorded, nn.Module):
         else:
             hidden = self.dense(features) @ weight
         assert self.first.bias is not None
-        return hidden.unflatten(1, self.first.weight.shape[1:]) + self.first.bias[:, None, None]
+        return functional.relu_(hidden.unflatten(1, self.first.weight.shape[1:]) + self.first.bias[:, None, None])
 
 
 def _by_patches(layer: nn.Conv2d, hidden: Tensor) -> Tensor:

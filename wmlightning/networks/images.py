@@ -25,6 +25,34 @@ def normalize(
     return torch.add(torch.full((), shift, device=image.device), rows, alpha=1 / 255)
 
 
+def quantize(
+    image: UInt8[Tensor, "*batch height width channels"],
+    noise: Float[Tensor, "*batch height width channels"] | None = None,
+) -> Float[Tensor, "rows channels height width"]:
+    """Turns stored pixels into PlaNet's: 32 levels, with noise that fills the gaps between them.
+
+        x = floor(image / 8) / 32 + noise / 32 - 1/2,        in [-1/2, 1/2)
+
+    The noise is redrawn every time, in training and while acting, and what it gives is both what the encoder reads and
+    what the decoder has to draw. Leading axes are flattened; the result is in channels-last memory, as of `normalize`.
+
+    Args:
+        image: uint8, shape (..., H, W, C).
+        noise: uniform in [0, 1), of the image's shape; None draws it from torch's generator.
+
+    Returns:
+        float32, shape (N, C, H, W), N the product of the leading axes.
+
+    Source: Hafner et al. 2019 (PlaNet); tools/preprocess.py of their code.
+    """
+    shape = (-1, *image.shape[-3:])
+    if noise is None:
+        noise = torch.rand(image.shape, device=image.device)
+    levels = torch.add(torch.full((), -0.5, device=image.device), image.reshape(shape) >> 3, alpha=1 / 32)
+    # A little less than 1/32: the largest noise on the highest level must not be rounded up to 1/2.
+    return levels.add_(noise.reshape(shape), alpha=(1 - 2**-19) / 32).permute(0, 3, 1, 2)
+
+
 def to_uint8(image: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     """Turns pixels in [0, 1] into the nearest of 256 levels, any shape."""
     return (image * 255).round().clamp(0, 255).to(torch.uint8)

@@ -15,3 +15,6 @@ from wmlightning.policies.exploration import (
 from wmlightning.policies.latent import (
     LatentPolicy as LatentPolicy,
 )
+from wmlightning.policies.planning import (
+    PlanningPolicy as PlanningPolicy,
+)

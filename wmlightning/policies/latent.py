@@ -65,7 +65,7 @@ class LatentPolicy:
     ) -> tuple[np.ndarray, Carry]:
         """Acts once in n environments."""
         n, device = len(is_first), self.candidates.device
-        rows = torch.arange(n + -n % _ROWS).clamp(max=n - 1)
+        rows = padded_rows(n)
         padded = {key: value[rows.to(value.device)] for key, value in carry.items()}
         image = torch.from_numpy(observation["image"])[rows].to(device)
         noise = row_noise(padded["seed"].numpy(), padded["step"].numpy(), padded["stoch"].shape[1])
@@ -82,6 +82,11 @@ class LatentPolicy:
 
         kept = {"deter": state.deter[:n], "stoch": state.stoch[:n], "action": action[:n]}
         return action[:n].cpu().numpy(), carry | kept | {"step": carry["step"] + 1}
+
+
+def padded_rows(n: int) -> Tensor:
+    """Numbers of n rows and of copies of the last one, up to a multiple of 8: see `_ROWS`."""
+    return torch.arange(n + -n % _ROWS).clamp(max=n - 1)
 
 
 def row_noise(seed: np.ndarray, step: np.ndarray, size: int) -> np.ndarray:

@@ -262,6 +262,7 @@ class MDNRNN(Stage):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes up this process's carried memory."""
+        super().on_load_checkpoint(checkpoint)
         carried = checkpoint.get("carried")
         if carried is None or not self.stateful:
             return

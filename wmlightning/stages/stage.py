@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from wmlightning.recipes import Recorded, build_recipe, recipe_of
 from wmlightning.seeds import derive_seed
+from wmlightning.stages.progress import PER_EPOCH, settle_progress
 
 _REHEARSALS: list[dict[str, "Stage"]] = []
 
@@ -41,6 +43,10 @@ class Stage(Recorded, lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Says so where a resumed optimizer's learning rate, which wins, is not the one asked for."""
+        epoch_loop: Any = self.trainer.fit_loop.epoch_loop
+        if not epoch_loop.batch_progress.current.processed:
+            # An epoch that begins has nothing to be restarted from; see `settle_progress`.
+            epoch_loop.restarting = False
         wanted = getattr(self, "learning_rate", None)
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         kept = {group.get("initial_lr", group["lr"]) for group in groups if "lr" in group} if wanted else set()
@@ -82,8 +88,16 @@ class Stage(Recorded, lightning.LightningModule):
             yield batch.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the recipe that `load` builds from."""
+        """Writes the recipe that `load` builds from, and how long an epoch is."""
         checkpoint["recipe"] = recipe_of(self)
+        # A stage can be saved without having been trained.
+        batches = math.inf if self._trainer is None else self.trainer.num_training_batches
+        if math.isfinite(batches):
+            checkpoint[PER_EPOCH] = int(batches)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lets training go on where it was; see `settle_progress`."""
+        settle_progress(checkpoint)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu", **kwargs: Any):

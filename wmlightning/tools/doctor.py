@@ -2,19 +2,22 @@
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "gymnasium", "h5py", "numpy", "cma", "tensorboard", "jsonargparse")
+OLDEST = (3, 11)
 
 
 def diagnose() -> list[tuple[bool, str]]:
-    """Checks Python, the packages, the devices and one rendered frame each of CarRacing and Doom.
+    """Checks Python, the packages, the devices and one rendered frame of each suite.
 
     Returns:
-        Lines to print, each with whether it is in order.
+        Lines to print, each with whether it is in order; what is not says what to install.
     """
-    return [_check(check) for check in (_python, _packages, _device, _box2d, _doom)]
+    checks = (_python, _packages, _device, _classic, _box2d, _doom, _dm_control)
+    return [_check(check) for check in checks]
 
 
 def main(args: list[str]) -> int:
@@ -32,10 +35,12 @@ def _check(check: Callable[[], str]) -> tuple[bool, str]:
     try:
         return True, check()
     except Exception as error:
-        return False, " ".join(str(error).split())
+        return False, " ".join(str(error).split()) or type(error).__name__
 
 
 def _python() -> str:
+    if sys.version_info < OLDEST:
+        raise RuntimeError(f"Python is {platform.python_version()}: install Python 3.11 or newer")
     return f"Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores"
 
 
@@ -50,13 +55,33 @@ def _packages() -> str:
 
 
 def _device() -> str:
+    """Every device, each having added two numbers up: a driver that does not fit the wheel shows here, not in `fit`."""
     import torch
 
     if torch.cuda.is_available():
-        return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
+        return ", ".join(_adds_up(f"cuda:{number}") for number in range(torch.cuda.device_count()))
     if torch.backends.mps.is_available():
-        return "Apple GPU (mps)"
-    return f"no GPU: training runs on the CPU, {torch.get_num_threads()} threads"
+        return f"Apple GPU ({_adds_up('mps')})"
+    _adds_up("cpu")
+    built = "a torch built for CPUs" if torch.version.cuda is None else "a torch that finds no GPU"
+    return f"no GPU, {built}: training runs on the CPU, {torch.get_num_threads()} threads"
+
+
+def _adds_up(device: str) -> str:
+    import torch
+
+    try:
+        if float(torch.ones(2, device=device).sum()) != 2:
+            raise RuntimeError("1 + 1 is not 2")
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{device} does not compute ({error}): install the torch that fits its driver, https://pytorch.org"
+        ) from error
+    return f"{device} {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else device
+
+
+def _classic() -> str:
+    return _rendered("Pendulum-v1", 'pip install "wmlightning[box2d]"')
 
 
 def _box2d() -> str:
@@ -67,12 +92,24 @@ def _doom() -> str:
     return _rendered("VizdoomTakeCover-v1", "pip install --force-reinstall vizdoom")
 
 
+def _dm_control() -> str:
+    from wmlightning.environments.dm_control import DEBIAN
+
+    line = _rendered("dm_control/cartpole-swingup-v0", DEBIAN)
+    return f"{line} (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')})"
+
+
 def _rendered(id: str, cure: str) -> str:
+    """Makes one environment and looks at its first picture; `cure` is for a suite that is here and draws nothing."""
+    from gymnasium.error import DependencyNotInstalled
+
     from wmlightning.environments.factory import EnvFactory
 
     env = EnvFactory(id).make()
     try:
         image = env.reset(seed=0)[0]["image"]
+    except DependencyNotInstalled as error:
+        raise RuntimeError(f"{id} cannot be drawn ({error}): {cure}") from error
     finally:
         env.close()
     if image.std() < 1:

@@ -11,12 +11,12 @@ from tqdm import tqdm
 from datamodules.files import check_writable, write_atomically
 from wmlightning.callbacks.driving import drive, drive_dream
 from wmlightning.callbacks.images import Picture, encode_gif
+from wmlightning.callbacks.scores import evaluation_seeds, interval, statistics
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Policy
 from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded, recipe_of
-from wmlightning.seeds import derive_seed
 from wmlightning.stages.stage import load
 
 
@@ -60,9 +60,7 @@ def evaluate(
             written: all of that before anything is played.
     """
     agent, environment = check(agent, environment, episodes, seed, num_envs, num_workers, json, video)
-    # Consecutive, so that no two episodes share a seed.
-    first = derive_seed(seed, 4)
-    seeds = [(first + episode) % 2**32 for episode in range(episodes)]
+    seeds = evaluation_seeds(seed, episodes)
 
     envs = environment.vector(min(num_envs, episodes), num_workers)
     try:
@@ -115,7 +113,7 @@ def check(
     if isinstance(agent, str | Path):
         agent = load(agent)
     if not hasattr(agent, "policy"):
-        raise ValueError(f"a {type(agent).__name__} does not act: evaluate a controller's checkpoint")
+        raise ValueError(f"a {type(agent).__name__} does not act: evaluate the checkpoint of a controller or a PlaNet")
     environment = environment or getattr(agent, "environment", None)
     if environment is None:
         raise ValueError("there is no environment to play in: name one, --environment.id=CarRacing-v3")
@@ -137,39 +135,6 @@ def _play(name: str, policy: Policy, envs: Any, seeds: list[int]) -> dict[str, A
         "env_steps": env_steps,
         "env_steps_per_second": env_steps / (time.monotonic() - started),
     }
-
-
-def statistics(returns: list[float]) -> dict[str, Any]:
-    """`returns` with their `mean`, `std` (of a sample) and `ci95` (see `interval`)."""
-    return {
-        "returns": returns,
-        "mean": float(np.mean(returns)),
-        "std": float(np.std(returns, ddof=1)),
-        "ci95": interval(returns),
-    }
-
-
-def interval(values: Any) -> float:
-    """Half-width of Student's 95% interval of the mean of independent values, at least 2 of them."""
-    n = len(values)
-    return float(student_quantile(n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-
-
-def student_quantile(degrees: int) -> float:
-    """The 0.975 quantile of Student's t, right to a thousandth.
-
-    Source: Abramowitz and Stegun, 26.7.5, beyond the four degrees where the expansion is not good enough.
-    """
-    if degrees <= 4:
-        return (12.706, 4.303, 3.182, 2.776)[degrees - 1]
-    z = 1.959964
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
 def record(film: list[Picture], path: str | Path) -> None:

@@ -1,0 +1,78 @@
+"""Which episodes a store's caps leave in view, how files are set aside instead of deleted, and when a disk fills."""
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterable
+
+from datamodules.files import EpisodeName, megabytes
+
+
+def within_caps(
+    listing: Iterable[EpisodeName], sizes: dict[EpisodeName, int], cap_bytes: int | None, cap_decisions: int | None
+) -> set[EpisodeName]:
+    """The newest episodes that the caps have room for, at least one.
+
+    They are the last ones in the order of (birth, index, rank), so that an episode once out of view never comes back,
+    and what is in view does not depend on which of the others are still on disk.
+
+    Args:
+        listing: episodes.
+        sizes: bytes of each; read only under a cap in bytes.
+        cap_bytes: most bytes, or None.
+        cap_decisions: most decisions, or None.
+    """
+    kept: set[EpisodeName] = set()
+    size = decisions = 0
+    for name in sorted(listing, key=lambda name: (name.birth, *name), reverse=True):
+        decisions += name.rows - 1
+        size += 0 if cap_bytes is None else sizes[name]
+        full = (cap_bytes is not None and size > cap_bytes) or (cap_decisions is not None and decisions > cap_decisions)
+        if full and kept:
+            break
+        kept.add(name)
+    return kept
+
+
+def set_aside(folder: str, names: Iterable[EpisodeName]) -> str | None:
+    """Moves episodes into a new folder `superseded-<time>` inside theirs, where no listing looks.
+
+    Returns:
+        The new folder; None if there was nothing to move.
+    """
+    names = list(names)
+    if not names:
+        return None
+    stem = target = f"{folder}/superseded-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while os.path.exists(target):
+        number += 1
+        target = f"{stem}-{number}"
+    os.mkdir(target)
+    for name in names:
+        os.rename(f"{folder}/{name}", f"{target}/{name}")
+    return target
+
+
+def warn_of_full_disk(path: str, episode_bytes: int, growth: int, warned_below: float) -> float:
+    """Warns where fewer bytes are free than the store will grow by, and each time that half of the rest is gone.
+
+    Args:
+        path: the store's folder.
+        episode_bytes: size of the episode just written.
+        growth: bytes that the store is expected to grow by.
+        warned_below: bytes that were free at the last warning; infinity before the first.
+
+    Returns:
+        `warned_below` for the next time.
+    """
+    free = shutil.disk_usage(path).free
+    if free >= growth or free >= warned_below / 2:
+        return warned_below
+    warnings.warn(
+        f"{megabytes(free)} are free under {path} and an episode takes {megabytes(episode_bytes)}: about "
+        f"{free // episode_bytes} more fit; free some space, or store in another folder or with compression=gzip",
+        stacklevel=4,
+    )
+    return float(free)

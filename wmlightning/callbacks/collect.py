@@ -1,0 +1,292 @@
+"""How an online agent comes by its data: `Collect`."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from tqdm import tqdm
+
+from datamodules.files import DamagedEpisode, EpisodeName, megabytes
+from datamodules.lifetimes import set_aside
+from datamodules.store import EpisodeStore
+from datamodules.writer import EpisodeWriter
+from wmlightning.callbacks.debts import Ledger, Schedule, share
+from wmlightning.callbacks.playing import BetweenEpochs, batches_trained
+from wmlightning.policies.exploration import ExplorationPolicy, HeldActionsPolicy
+from wmlightning.seeds import derive_seed
+
+STREAM = 5
+"""Sets the seeds of collected episodes apart from all others."""
+
+
+class Collect(BetweenEpochs):
+    """Plays the agent between epochs and stores its episodes, as many as the run owes.
+
+    Before the first update the store is filled by a random policy; then, between epochs, the agent plays, exploring,
+    until nothing is owed (see `callbacks.debts`). Of several processes each plays its share, and all learn from what
+    all have played. Episode k of process r is a function of (seed, r, k) and of the weights it was played with.
+
+    A resumed run goes on exactly: episodes that the checkpoint does not know are moved to `superseded-<time>/` in the
+    store before anything is read, and played again. A process that is asked to stop (SIGTERM) while it collects drops
+    the whole collection in the same way. Under a cap the oldest episodes are not learned from any more; their files
+    are deleted when none of the run's checkpoints needs them.
+
+    Logged against environment steps, as is everything that the stage logs: `collect/return` (mean of the new
+    episodes), `collect/env_steps`, `collect/episodes`, `collect/decisions` (of the run so far), `collect/overshoot`
+    (what was played and not owed, in the unit that is owed), `collect/replay_age` (mean age in batches of the
+    decisions learned from), `collect/steps_per_second` (environment) and `collect/updates_per_second` (learning).
+
+    Args:
+        prefill_episodes: episodes before the first update; 5 where neither it nor prefill_decisions is given.
+        prefill_decisions: decisions before the first update.
+        episodes_per_epoch: episodes for every `data.updates_per_epoch` updates; 1 where neither is given.
+        decisions_per_update: decisions for every update; may be a fraction.
+        prefill_policy: who plays before the first update; null for uniformly random actions.
+        policy: who plays afterwards; null for the agent itself.
+        num_envs: environments side by side in each process, which the agent sees as one batch.
+        num_workers: processes they are spread over; 0 keeps them in this one.
+
+    Raises:
+        ValueError: if both of a pair are given, the stage does not act, or the store belongs to another run.
+    """
+
+    def __init__(
+        self,
+        prefill_episodes: int | None = None,
+        prefill_decisions: int | None = None,
+        episodes_per_epoch: int | None = None,
+        decisions_per_update: float | int | None = None,
+        prefill_policy: ExplorationPolicy | None = None,
+        policy: ExplorationPolicy | None = None,
+        num_envs: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(num_envs, num_workers)
+        self.schedule = Schedule(prefill_episodes, prefill_decisions, episodes_per_epoch, decisions_per_update)
+        self.prefill_policy, self.policy = prefill_policy, policy
+        self.ledger, self.resumed = Ledger(), False
+        self._most_spared = 0
+        self._shown: dict[str, float] = {}
+        self._learning_since: tuple[float, int] | None = None
+
+    @property
+    def steps_played(self) -> int:
+        """Environment steps made by all processes: the x axis of every curve."""
+        return self.ledger.env_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been played."""
+        return {"ledger": self.ledger.state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from what had been played."""
+        self.ledger, self.resumed = Ledger(**state_dict["ledger"]), True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a stage that does not act, or that has nothing to keep episodes in."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and not hasattr(getattr(trainer, "datamodule", None), "store"):
+            raise ValueError("Collect wants a datamodule with a store of episodes: give data an EpisodeDataModule")
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Sets aside what the run does not know, before anybody reads."""
+        store: EpisodeStore = trainer.datamodule.store
+        store.refresh()
+        unknown = [name for name in store.listing if not self.ledger.counts(name)]
+        if not self.resumed and not self.ledger.episodes:
+            self._check_own(store, unknown, pl_module)
+        trainer.strategy.barrier("store checked")
+        if trainer.is_global_zero and (folder := set_aside(store.path, unknown)):
+            rank_zero_warn(f"{len(unknown)} episodes that were played after the checkpoint are now in {folder}")
+        trainer.strategy.barrier("unknown episodes set aside")
+        store.refresh()
+        known = self.ledger.in_view(store.listing)
+        found = [len(known), sum(name.rows - 1 for name in known)]
+        if found != self.ledger.view:
+            raise ValueError(
+                f"the checkpoint learned from {self.ledger.view[0]} episodes with {self.ledger.view[1]} decisions but "
+                f"{store.path} has {found[0]} of them with {found[1]}: give data.path the folder of that run"
+            )
+        self._check_environment(store, pl_module)
+
+    def _check_own(self, store: EpisodeStore, names: list[EpisodeName], agent: Any) -> None:
+        """A run that begins may find what it was killed over in its own prefill, and nothing else."""
+        for name in names:
+            metadata = {}
+            with suppress(DamagedEpisode):
+                metadata = store.contents(name).metadata
+            seed = episode_seed(agent.seed, name.rank, name.index)
+            if name.birth or metadata.get("seed") != seed or metadata.get("environment") != agent.environment.id:
+                raise ValueError(
+                    f"{store.path} holds episodes of another run ({len(names)}, {name} among them): continue that run "
+                    "with --ckpt_path, or give data.path a folder of its own"
+                )
+
+    def _check_environment(self, store: EpisodeStore, agent: Any) -> None:
+        if not len(store):
+            return
+        environment, metadata = agent.environment, store.contents(store.listing[0]).metadata
+        for key, wanted in (("environment", environment.id), ("action_repeat", environment.action_repeat)):
+            if metadata.get(key) != wanted:
+                raise ValueError(
+                    f"{store.path} was recorded with {key} {metadata.get(key)} but the agent has {wanted}: give it the "
+                    "environment of that run, or data.path another folder"
+                )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pays what is owed, unless training goes on in the middle of an epoch."""
+        if self.resumed:
+            self._shown = {"episodes": float(self.ledger.episodes), "env_steps": float(self.steps_played)}
+        super().on_train_start(trainer, pl_module)
+        self._learning_since = time.monotonic(), trainer.global_step
+
+    def turn(self, trainer: Any, agent: Any) -> None:
+        """Pays what is owed."""
+        updates, per_epoch = trainer.global_step, trainer.datamodule.updates_per_epoch
+        unit, debt = self.schedule.debt(self.ledger, updates, per_epoch)
+        if debt > 0:
+            prefill = not self.ledger.prefilled
+            metrics = self._collect(trainer, agent, unit, debt, prefill)
+            if prefill:
+                self.ledger.prefilled = [updates, self.ledger.episodes, self.ledger.decisions]
+            self._take_stock(trainer)
+            metrics["collect/overshoot"] = float(-self.schedule.debt(self.ledger, updates, per_epoch)[1])
+            metrics["collect/replay_age"] = self._replay_age(trainer)
+            self._log(trainer, metrics)
+        self._learning_since = time.monotonic(), updates
+
+    def _collect(self, trainer: Any, agent: Any, unit: str, debt: int, prefill: bool) -> dict[str, float]:
+        rank, world, data = trainer.global_rank, trainer.world_size, trainer.datamodule
+        mine = share(debt, rank, world, self.ledger.episodes % world)
+        first = self.ledger.begun[rank] if rank < len(self.ledger.begun) else 0
+        # Deleting is for `_take_stock`, which knows what the checkpoints need.
+        store = EpisodeStore(data.path, compression=data.store.compression)
+        began, results, stopped, env_steps = time.monotonic(), [], False, 0
+        if mine:
+            before = self.envs(agent).env_steps_made
+            with tqdm(total=mine, desc="collect", unit=unit[:-1], leave=False, delay=2, disable=rank > 0) as bar:
+
+                def progress(finished: int, _: int, decisions: int) -> None:
+                    bar.update(min(mine, finished if unit == "episodes" else decisions) - bar.n)
+
+                results, stopped = self.play(
+                    trainer,
+                    agent,
+                    self._player(agent, prefill),
+                    # An episode has at least one decision.
+                    Seeds(agent.seed, rank, first, mine),
+                    indices=range(first, first + mine),
+                    writer=EpisodeWriter(store, rank, batches_trained(trainer)),
+                    progress=progress,
+                    may_begin=(lambda decisions: decisions < mine) if unit == "decisions" else None,
+                )
+            env_steps = self.envs(agent).env_steps_made - before
+        total = sum(result.total_reward for result in results)
+        decisions = sum(result.decisions for result in results)
+        seconds = time.monotonic() - began
+        rows = self.exchange(trainer, stopped, [len(results), decisions, env_steps, total, seconds])
+        episodes, decided, stepped, returns, lasted = zip(*rows, strict=True)
+        self.ledger.add([int(count) for count in episodes], int(sum(decided)), int(sum(stepped)))
+        metrics = {
+            "collect/return": sum(returns) / sum(episodes),
+            "collect/env_steps": float(self.ledger.env_steps),
+            "collect/episodes": float(self.ledger.episodes),
+            "collect/decisions": float(self.ledger.decisions),
+            "collect/steps_per_second": sum(stepped) / max(lasted),
+        }
+        if self._learning_since is not None and trainer.global_step > self._learning_since[1]:
+            since, updates = self._learning_since
+            metrics["collect/updates_per_second"] = (trainer.global_step - updates) / (began - since)
+        return metrics
+
+    def _player(self, agent: Any, prefill: bool) -> Any:
+        if prefill:
+            spec = agent.environment.spec
+            return self.prefill_policy or HeldActionsPolicy(spec.action_size, 1, spec.discrete)
+        return self.policy or agent.policy(explore=True)
+
+    def _take_stock(self, trainer: Any) -> None:
+        """Lists what is now learned from, and deletes what nobody needs any more."""
+        store: EpisodeStore = trainer.datamodule.store
+        store.refresh()
+        view = store.in_view()
+        self.ledger.view = [len(view), sum(name.rows - 1 for name in view)]
+        if trainer.is_global_zero and len(view) < len(store):
+            needed: set[EpisodeName] = set()
+            for ledger in self._ledgers(trainer):
+                needed.update(ledger.in_view(store.listing))
+            spared = store.prune(needed)
+            if len(spared) > self._most_spared:
+                self._most_spared = len(spared)
+                size = sum(Path(store.path, str(name)).stat().st_size for name in spared)
+                rank_zero_warn(
+                    f"{store.path} keeps {len(spared)} episodes ({megabytes(size)}) beyond its cap, because "
+                    "checkpoints of this run need them: keep fewer checkpoints to free the space"
+                )
+        trainer.strategy.barrier("store pruned")
+        store.refresh()
+
+    def _ledgers(self, trainer: Any) -> list[Ledger]:
+        """What had been played when each of the run's checkpoints was written."""
+        folders = {Path(trainer.default_root_dir) / "checkpoints"}
+        folders |= {Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)}
+        ledgers = []
+        for path in (path for folder in folders for path in folder.glob("*.ckpt")):
+            # One that cannot be read cannot be resumed.
+            with suppress(Exception):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                ledgers.append(Ledger(**checkpoint["callbacks"][self.state_key]["ledger"]))
+        return ledgers
+
+    def _replay_age(self, trainer: Any) -> float:
+        now, view = batches_trained(trainer), trainer.datamodule.store.in_view()
+        decisions = sum(name.rows - 1 for name in view)
+        return sum((now - name.birth) * (name.rows - 1) for name in view) / decisions
+
+    def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, self.steps_played)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        words = {"return": "return", "steps_per_second": "env_steps/s", "updates_per_second": "updates/s"}
+        named = {words[name]: metrics[f"collect/{name}"] for name in words if f"collect/{name}" in metrics}
+        self._shown = {"episodes": float(self.ledger.episodes), "env_steps": float(self.steps_played), **named}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Puts environment steps on the x axis, and the last collection on the progress bar."""
+        pl_module.log("step", self._axis(), on_step=True, on_epoch=False)
+        if self._shown:
+            pl_module.log_dict(self._shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+            self._shown = {}
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Puts environment steps on the x axis."""
+        if trainer.training or trainer.state.fn == "fit":
+            pl_module.log("step", self._axis(), on_step=False, on_epoch=True, reduce_fx="max", sync_dist=True)
+
+    def _axis(self) -> torch.Tensor:
+        return torch.tensor(float(self.steps_played), dtype=torch.float64)
+
+
+class Seeds(Sequence[int]):
+    """The environment seeds of a process's episodes first, first + 1, ..., each made when it is asked for."""
+
+    def __init__(self, seed: int, rank: int, first: int, number: int) -> None:
+        self.seed, self.rank, self.first, self.number = seed, rank, first, number
+
+    def __len__(self) -> int:
+        """How many."""
+        return self.number
+
+    def __getitem__(self, job: int) -> int:  # type: ignore[override]
+        """The seed of the job-th of them."""
+        return episode_seed(self.seed, self.rank, self.first + job)
+
+
+def episode_seed(seed: int, rank: int, index: int) -> int:
+    """The environment seed of the index-th episode that a process begins."""
+    return derive_seed(seed, rank, index, STREAM)

@@ -1,0 +1,144 @@
+"""How well an agent does while it trains: `EvaluateAgent`."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+
+from wmlightning.callbacks.images import Picture, captioned, evenly
+from wmlightning.callbacks.pictures import PictureBook
+from wmlightning.callbacks.playing import BetweenEpochs, batches_trained
+from wmlightning.callbacks.scores import evaluation_seeds, interval
+
+
+class EvaluateAgent(BetweenEpochs):
+    """Plays the agent between epochs, without exploration noise; nothing of it is stored or counted.
+
+    Every evaluation plays the same episodes, each with an environment seed of its own: those of `wmlightning evaluate`
+    with the same `seed` and `episodes`, which therefore finds the same return in the checkpoint written then. Several
+    processes share the episodes out.
+
+    Logged against environment steps: `evaluate/return`, the mean; `evaluate/return_ci95`, half of its 95% interval, of
+    two episodes and more; and `evaluate/episode`, the first episode as a film.
+
+    Args:
+        every_epochs: epochs between evaluations.
+        episodes: episodes in each.
+        num_envs: environments side by side in each process, which the agent sees as one batch.
+        num_workers: processes they are spread over; 0 keeps them in this one.
+        video: film the first episode.
+        seed: names the episodes.
+        frames: longer episodes are thinned out to this many pictures.
+        fps: pictures a second.
+
+    Raises:
+        ValueError: for a number below 1, or if the stage does not act.
+    """
+
+    def __init__(
+        self,
+        every_epochs: int = 10,
+        episodes: int = 10,
+        num_envs: int = 1,
+        num_workers: int = 0,
+        video: bool = True,
+        seed: int = 0,
+        frames: int = 150,
+        fps: float | int = 15,
+    ) -> None:
+        super().__init__(num_envs, num_workers)
+        for name, count in (("every_epochs", every_epochs), ("episodes", episodes), ("frames", frames)):
+            if count < 1:
+                raise ValueError(f"{name} is {count} but must be at least 1")
+        self.every_epochs, self.episodes, self.video, self.seed = every_epochs, episodes, video, seed
+        self.frames, self.fps = frames, fps
+        self.evaluated_at, self.last = 0, dict[str, float]()
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the agent was last evaluated, and what came of it."""
+        return {"evaluated_at": self.evaluated_at, "last": self.last}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the last evaluation known."""
+        self.evaluated_at, self.last = state_dict["evaluated_at"], state_dict["last"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates where a cut came between; tells of the last evaluation, by which checkpoints are chosen."""
+        self._tell(trainer)
+        super().on_train_start(trainer, pl_module)
+
+    def turn(self, trainer: Any, agent: Any) -> None:
+        """Evaluates, if it is time and not done."""
+        batches = batches_trained(trainer)
+        epochs = batches // max(1, int(trainer.num_training_batches))
+        if batches == self.evaluated_at or not epochs or epochs % self.every_epochs:
+            return
+        rank, world = trainer.global_rank, trainer.world_size
+        seeds, film = evaluation_seeds(self.seed, self.episodes), Film()
+        mine = seeds[rank::world]
+        results, stopped = [], False
+        if mine:
+            writer = film if self.video and rank == 0 else None
+            results, stopped = self.play(trainer, agent, agent.policy(explore=False), mine, writer=writer)
+        # Every process sends as many numbers.
+        missing = -(-len(seeds) // world) - len(results)
+        sent = [result.total_reward for result in results] + [float("nan")] * missing
+        rows = self.exchange(trainer, stopped, sent)
+        returns = [rows[k % world][k // world] for k in range(len(seeds))]
+        self.evaluated_at, self.last = batches, {"evaluate/return": float(np.mean(returns))}
+        if len(returns) > 1:
+            self.last["evaluate/return_ci95"] = interval(returns)
+        self._tell(trainer)
+        if trainer.is_global_zero:
+            book = PictureBook.of(trainer)
+            book.add_scalars(self.last, trainer.global_step)
+            if self.video:
+                book.add_gif("evaluate/episode", film.pictures(self.frames), trainer.global_step, self.fps)
+
+    def _tell(self, trainer: Trainer) -> None:
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.last.items()})
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Shows the last evaluation on the progress bar."""
+        if self.last and batch_idx == 0:
+            shown = {"evaluated": self.last["evaluate/return"]}
+            pl_module.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+
+
+class Film:
+    """Keeps what the first episode of a rollout shows; speaks like an `EpisodeWriter`."""
+
+    def __init__(self) -> None:
+        self.row: int | None = None
+        self.images: list[np.ndarray] = []
+        self.rewards: list[float] = []
+
+    def begin(self, row: int, observation: dict[str, np.ndarray], index: int, metadata: Any = None) -> None:
+        """Starts if this is the first episode."""
+        if index == 0:
+            self.row, self.images, self.rewards = row, [observation["image"].copy()], [0.0]
+
+    def step(
+        self,
+        row: int,
+        action: np.ndarray,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        observation: dict[str, np.ndarray],
+    ) -> None:
+        """Keeps an image and its reward, until the episode ends."""
+        if row == self.row:
+            self.images.append(observation["image"].copy())
+            self.rewards.append(float(reward))
+            self.row = None if terminated or truncated else row
+
+    def drop(self, row: int) -> None:
+        """The episode will begin anew."""
+        self.row = None if row == self.row else self.row
+
+    def pictures(self, most: int) -> list[Picture]:
+        """At most so many of the images, evenly, with step and return below."""
+        returns = np.cumsum(self.rewards)
+        return [captioned(self.images[k], f"step {k}  return {returns[k]:.1f}") for k in evenly(len(self.images), most)]

@@ -1,0 +1,174 @@
+"""What a stochastic state is made of: how parameters become samples, and how far two sets of them are apart."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+from torch.nn import functional
+
+from wmlightning.recipes import Recorded
+
+
+class Latent(Recorded, ABC):
+    """The kind of a stochastic state (abstract). It holds no weights; a network gives it its parameters.
+
+    Attributes:
+        param_size: numbers that describe one distribution, `State.params`.
+        sample_size: numbers in a sample, `State.stoch`; samples are always flat.
+        param_layers: dense layers of the papers that together give the parameters; each starts with its own bound.
+    """
+
+    param_size: int
+    sample_size: int
+    param_layers: int = 1
+
+    @abstractmethod
+    def distribution(self, params: Tensor) -> Distribution:
+        """The distribution that parameters (..., param_size) describe, of events (sample_size)."""
+
+    @abstractmethod
+    def sample(self, params: Tensor, temperature: float = 1.0, noise: Tensor | None = None) -> Tensor:
+        """Draws (..., sample_size), with a gradient; `noise` as the method gives it; None draws it."""
+
+    @abstractmethod
+    def mode(self, params: Tensor) -> Tensor:
+        """The best single guess, (..., sample_size)."""
+
+    @abstractmethod
+    def kl(self, posterior: Tensor, prior: Tensor) -> Tensor:
+        """KL(posterior || prior) in nats, summed over the latent, (...)."""
+
+    @abstractmethod
+    def kl_to_standard(self, posterior: Tensor) -> Tensor:
+        """KL of the posterior to the one fixed distribution that knows nothing, in nats, (...)."""
+
+    @abstractmethod
+    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """What `sample` takes as noise for so many rows, drawn from a generator, on its device."""
+
+
+class GaussianLatent(Latent):
+    """Independent Gaussians whose parameters are [mean, raw]:  std = softplus(raw) + min_std.
+
+    The mean is not clamped. Everything is computed in float32, under mixed precision too.
+
+    Args:
+        size: dimensions.
+        min_std: what no standard deviation falls below, so that a state never becomes certain; at least 0.
+
+    Source: Hafner et al. 2019 (PlaNet), and Dreamer V1. (Dreamer V2's Gaussian squashes its std in another way.)
+    """
+
+    param_layers = 2
+
+    def __init__(self, size: int = 30, min_std: float = 0.1) -> None:
+        if size < 1 or min_std < 0:
+            raise ValueError(f"size is {size} and min_std {min_std}, but at least 1 and 0 are needed")
+        self.size, self.min_std = size, min_std
+        self.param_size, self.sample_size = 2 * size, size
+
+    def mean_std(
+        self, params: Float[Tensor, "*batch params"]
+    ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size"]]:
+        """Mean and standard deviation, float32, each (..., size)."""
+        mean, raw = params.float().chunk(2, -1)
+        return mean, functional.softplus(raw) + self.min_std
+
+    def distribution(self, params: Float[Tensor, "*batch params"]) -> Distribution:
+        """Normals, (..., size), that count as one event."""
+        return Independent(Normal(*self.mean_std(params)), 1)
+
+    def sample(
+        self,
+        params: Float[Tensor, "*batch params"],
+        temperature: float = 1.0,
+        noise: Float[Tensor, "*batch size"] | None = None,
+    ) -> Float[Tensor, "*batch size"]:
+        """mean + sqrt(temperature) * std * noise, with noise standard normal; None draws it."""
+        mean, std = self.mean_std(params)
+        noise = torch.randn_like(mean) if noise is None else noise.to(mean)
+        return torch.addcmul(mean, std, noise, value=math.sqrt(temperature))
+
+    def mode(self, params: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch size"]:
+        """The mean."""
+        return params.float().chunk(2, -1)[0]
+
+    def kl(
+        self, posterior: Float[Tensor, "*batch params"], prior: Float[Tensor, "*batch params"]
+    ) -> Float[Tensor, "*batch"]:
+        """KL(posterior || prior) in nats, summed over dimensions; gradients to both."""
+        return _normal_kl(*self.mean_std(posterior), *self.mean_std(prior))
+
+    def kl_to_standard(self, posterior: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch"]:
+        """KL(posterior || N(0, I)) in nats."""
+        mean, std = self.mean_std(posterior)
+        return _normal_kl(mean, std, torch.zeros_like(mean), torch.ones_like(std))
+
+    def noise(self, rows: int, generator: torch.Generator) -> Float[Tensor, "rows size"]:
+        """Standard normal numbers."""
+        return torch.randn(rows, self.size, generator=generator, device=generator.device)
+
+
+class MeanLatent(Latent):
+    """Another latent without its noise: a sample is the mode, and there is nothing that a KL could count.
+
+    The KL is identically zero and so is its gradient. Because a prior that nothing pulls at stays as it was drawn,
+    there is a weight for the distance between the two modes, which for 1 is the KL between unit Gaussians:
+
+        kl = prior_error / 2 * |mode(posterior) - mode(prior)|^2
+
+    Args:
+        latent: what the parameters mean.
+        prior_error: that weight, at least 0.
+
+    Source: the released code of PlaNet, `mean_only: True, divergence_scale: 0.0`, is prior_error 0.
+    """
+
+    def __init__(self, latent: Latent, prior_error: float = 0.0) -> None:
+        if prior_error < 0:
+            raise ValueError(f"prior_error is {prior_error} but must not be below 0: it weighs a squared distance")
+        self.latent, self.prior_error = latent, prior_error
+        self.param_size, self.sample_size = latent.param_size, latent.sample_size
+        self.param_layers = latent.param_layers
+
+    def distribution(self, params: Float[Tensor, "*batch params"]) -> Distribution:
+        """What the parameters would mean with noise."""
+        return self.latent.distribution(params)
+
+    def sample(
+        self,
+        params: Float[Tensor, "*batch params"],
+        temperature: float = 1.0,
+        noise: Float[Tensor, "*batch size"] | None = None,
+    ) -> Float[Tensor, "*batch size"]:
+        """The mode, whatever the temperature and the noise."""
+        return self.mode(params)
+
+    def mode(self, params: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch size"]:
+        """The mode of the latent."""
+        return self.latent.mode(params)
+
+    def kl(
+        self, posterior: Float[Tensor, "*batch params"], prior: Float[Tensor, "*batch params"]
+    ) -> Float[Tensor, "*batch"]:
+        """prior_error / 2 * |mode(posterior) - mode(prior)|^2."""
+        if self.prior_error:
+            return 0.5 * self.prior_error * (self.mode(posterior) - self.mode(prior)).square().sum(-1)
+        # Zero, but with a gradient (of zeros) for every weight: processes that train together ask for one.
+        return 0.0 * (posterior.float().sum(-1) + prior.float().sum(-1))
+
+    def kl_to_standard(self, posterior: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch"]:
+        """Zero: what has no noise has no KL."""
+        return 0.0 * posterior.float().sum(-1)
+
+    def noise(self, rows: int, generator: torch.Generator) -> Float[Tensor, "rows size"]:
+        """The latent's noise, though it is not used."""
+        return self.latent.noise(rows, generator)
+
+
+def _normal_kl(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> Tensor:
+    ratio = (std / other_std).square()
+    return 0.5 * (ratio + ((mean - other_mean) / other_std).square() - 1 - ratio.log()).sum(-1)

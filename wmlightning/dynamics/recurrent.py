@@ -1,0 +1,68 @@
+"""A memory carried by a gated cell: what RNN and RSSM share."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from wmlightning.distributions.latents import Latent
+from wmlightning.dynamics.dynamics import Dynamics
+from wmlightning.networks.cells import GRU
+from wmlightning.networks.conv import initialize
+from wmlightning.networks.mlp import MLP, joint_linears
+
+
+class Recurrent(Dynamics):
+    """Dynamics whose context is the memory h of a gated recurrent unit (abstract by intention: see RNN and RSSM).
+
+        x     = relu(W [stoch, action])         h' = GRU(x, h)
+        prior = dense(relu(dense(h')))          posterior = dense(relu(dense([h', embed])))
+
+    Args:
+        latent: the kind of `stoch`.
+        action_size: numbers in an action.
+        embed_size: numbers the encoder makes of an image.
+        deter_size: width of h.
+        hidden_size: width of the dense layers.
+    """
+
+    def __init__(
+        self, latent: Latent, action_size: int, embed_size: int = 1024, deter_size: int = 200, hidden_size: int = 200
+    ) -> None:
+        if deter_size < 1:
+            raise ValueError(f"deter_size is {deter_size} but a memory needs at least 1: take SSM to have none")
+        super().__init__(latent, action_size, embed_size, deter_size)
+        self.from_stoch, self.from_action = joint_linears([latent.sample_size, action_size], hidden_size)
+        self.cell = GRU(hidden_size, deter_size)
+        self.prior = MLP(deter_size, latent.param_size, 1, hidden_size)
+        self.from_deter, self.from_embed = joint_linears([deter_size, embed_size], hidden_size)
+        self.posterior = nn.Linear(hidden_size, latent.param_size)
+        initialize(self.posterior)
+        for head in (self.prior.last, self.posterior):
+            self._to_params(head)
+
+    def action_share(self, action: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch hidden"]:
+        """See `Dynamics.action_share`."""
+        return self.from_action(action)
+
+    def embed_share(self, embed: Float[Tensor, "*batch embed"]) -> Float[Tensor, "*batch hidden"]:
+        """See `Dynamics.embed_share`."""
+        return self.from_embed(embed)
+
+    def step(
+        self,
+        deter: Float[Tensor, "rows deter"],
+        stoch: Float[Tensor, "rows stoch"],
+        action_share: Float[Tensor, "rows hidden"],
+    ) -> Float[Tensor, "rows deter"]:
+        """The next h."""
+        return self.cell(torch.relu(self.from_stoch(stoch) + action_share), deter)
+
+    def prior_params(self, context: Float[Tensor, "*batch deter"]) -> Float[Tensor, "*batch params"]:
+        """p(stoch | h)."""
+        return self.prior(context)
+
+    def posterior_params(
+        self, context: Float[Tensor, "*batch deter"], embed_share: Float[Tensor, "*batch hidden"]
+    ) -> Float[Tensor, "*batch params"]:
+        """q(stoch | h, embed)."""
+        return self.posterior(torch.relu(self.from_deter(context) + embed_share))

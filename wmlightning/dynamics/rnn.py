@@ -1,0 +1,40 @@
+"""RNN: PlaNet's comparison without a stochastic part."""
+
+from wmlightning.distributions.latents import Latent, MeanLatent
+from wmlightning.dynamics.recurrent import Recurrent
+
+
+class RNN(Recurrent):
+    """A recurrent network that is certain of everything: an RSSM with means in the place of samples.
+
+        dream:      a ---> [h'] ---> [m']         observe:   a ---> [h'] ---> [m']
+                          ^   ^                                    ^   ^       ^
+                         [h] [m]                                  [h] [m]     (o)
+
+    [h] is `deter`, carried by the cell; [m], the mean of `latent`, is `stoch`. There is no noise, and the KL is
+    identically zero. Mind what follows: nothing then teaches the prior's mean what the posterior's is, so that a dream
+    runs on a layer that was never trained. That is the published comparison. Observation overshooting trains the
+    prior, and so does the reward of latent overshooting; or give `prior_error`.
+
+    Args:
+        latent: what the parameters mean; its noise and its KL are not used.
+        action_size: numbers in an action.
+        embed_size: numbers the encoder makes of an image.
+        deter_size: width of h.
+        hidden_size: width of the dense layers.
+        prior_error: weight of half the squared distance between the means of posterior and prior, which then takes the
+            place of the KL (free nats included); 0 as in the authors' code.
+
+    Source: Hafner et al. 2019 (PlaNet), figure 2a; README of their code (`mean_only: True, divergence_scale: 0.0`).
+    """
+
+    def __init__(
+        self,
+        latent: Latent,
+        action_size: int,
+        embed_size: int = 1024,
+        deter_size: int = 200,
+        hidden_size: int = 200,
+        prior_error: float = 0.0,
+    ) -> None:
+        super().__init__(MeanLatent(latent, prior_error), action_size, embed_size, deter_size, hidden_size)
