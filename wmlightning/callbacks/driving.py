@@ -26,16 +26,18 @@ CURVES = {
 """What the chart shows: metric of the stage, and its name in the chart."""
 
 
-class FrameRecorder:
-    """Keeps what one environment shows instead of storing it; speaks like an `EpisodeWriter`."""
+class FirstEpisode:
+    """Keeps what the first episode of a rollout shows; speaks like an `EpisodeWriter`."""
 
     def __init__(self) -> None:
+        self.row: int | None = None
         self.images: list[np.ndarray] = []
         self.rewards: list[float] = []
 
     def begin(self, row: int, observation: dict[str, np.ndarray], index: int, metadata: Any = None) -> None:
-        """Starts again with the first image."""
-        self.images, self.rewards = [observation["image"].copy()], [0.0]
+        """Starts if this is the first episode."""
+        if index == 0:
+            self.row, self.images, self.rewards = row, [observation["image"].copy()], [0.0]
 
     def step(
         self,
@@ -46,13 +48,19 @@ class FrameRecorder:
         truncated: bool,
         observation: dict[str, np.ndarray],
     ) -> None:
-        """Keeps an image and its reward."""
-        self.images.append(observation["image"].copy())
-        self.rewards.append(float(reward))
+        """Keeps an image and its reward, until the episode ends."""
+        if row == self.row:
+            self.images.append(observation["image"].copy())
+            self.rewards.append(float(reward))
+            self.row = None if terminated or truncated else row
 
     def drop(self, row: int) -> None:
-        """Forgets an episode that will begin anew."""
-        self.images, self.rewards = [], []
+        """The episode will begin anew."""
+        self.row = None if row == self.row else self.row
+
+    def film(self, frames: int, note: str = "") -> list[Picture]:
+        """At most so many of the images, evenly, with `note`, step and return below."""
+        return _film(self.images, np.cumsum(self.rewards), frames, note)
 
 
 def drive(policy: Policy, environment: EnvFactory, seed: int, frames: int = 150, note: str = "") -> list[Picture]:
@@ -65,11 +73,10 @@ def drive(policy: Policy, environment: EnvFactory, seed: int, frames: int = 150,
         frames: longer episodes are thinned out to this many, evenly.
         note: put before step and return.
     """
-    recorder = FrameRecorder()
+    recorder = FirstEpisode()
     with environment.vector(1) as envs:
         rollout(envs, policy, [seed], writer=recorder)
-    returns = np.cumsum(recorder.rewards)
-    return _film(recorder.images, returns, frames, note)
+    return recorder.film(frames, note)
 
 
 def drive_dream(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 
-from wmlightning.callbacks.images import Picture, captioned, evenly
+from wmlightning.callbacks.driving import FirstEpisode
 from wmlightning.callbacks.pictures import PictureBook
 from wmlightning.callbacks.playing import BetweenEpochs, batches_trained
 from wmlightning.callbacks.scores import evaluation_seeds, interval
@@ -75,7 +75,7 @@ class EvaluateAgent(BetweenEpochs):
         if batches == self.evaluated_at or not epochs or epochs % self.every_epochs:
             return
         rank, world = trainer.global_rank, trainer.world_size
-        seeds, film = evaluation_seeds(self.seed, self.episodes), Film()
+        seeds, film = evaluation_seeds(self.seed, self.episodes), FirstEpisode()
         mine = seeds[rank::world]
         results, stopped = [], False
         if mine:
@@ -94,7 +94,7 @@ class EvaluateAgent(BetweenEpochs):
             book = PictureBook.of(trainer)
             book.add_scalars(self.last, trainer.global_step)
             if self.video:
-                book.add_gif("evaluate/episode", film.pictures(self.frames), trainer.global_step, self.fps)
+                book.add_gif("evaluate/episode", film.film(self.frames), trainer.global_step, self.fps)
 
     def _tell(self, trainer: Trainer) -> None:
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.last.items()})
@@ -104,41 +104,3 @@ class EvaluateAgent(BetweenEpochs):
         if self.last and batch_idx == 0:
             shown = {"evaluated": self.last["evaluate/return"]}
             pl_module.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)
-
-
-class Film:
-    """Keeps what the first episode of a rollout shows; speaks like an `EpisodeWriter`."""
-
-    def __init__(self) -> None:
-        self.row: int | None = None
-        self.images: list[np.ndarray] = []
-        self.rewards: list[float] = []
-
-    def begin(self, row: int, observation: dict[str, np.ndarray], index: int, metadata: Any = None) -> None:
-        """Starts if this is the first episode."""
-        if index == 0:
-            self.row, self.images, self.rewards = row, [observation["image"].copy()], [0.0]
-
-    def step(
-        self,
-        row: int,
-        action: np.ndarray,
-        reward: float,
-        terminated: bool,
-        truncated: bool,
-        observation: dict[str, np.ndarray],
-    ) -> None:
-        """Keeps an image and its reward, until the episode ends."""
-        if row == self.row:
-            self.images.append(observation["image"].copy())
-            self.rewards.append(float(reward))
-            self.row = None if terminated or truncated else row
-
-    def drop(self, row: int) -> None:
-        """The episode will begin anew."""
-        self.row = None if row == self.row else self.row
-
-    def pictures(self, most: int) -> list[Picture]:
-        """At most so many of the images, evenly, with step and return below."""
-        returns = np.cumsum(self.rewards)
-        return [captioned(self.images[k], f"step {k}  return {returns[k]:.1f}") for k in evenly(len(self.images), most)]

@@ -33,6 +33,9 @@ class Dynamics(Recorded, nn.Module, ABC):
         deter_size: width of `deter`; 0 where the model has none.
     """
 
+    from_action: nn.Module
+    from_embed: nn.Module
+
     def __init__(self, latent: Latent, action_size: int, embed_size: int, deter_size: int) -> None:
         super().__init__()
         for name, size in (("action_size", action_size), ("embed_size", embed_size)):
@@ -43,14 +46,6 @@ class Dynamics(Recorded, nn.Module, ABC):
         self.feature_size = latent.sample_size + deter_size
 
     # ------------------------------------------------------------------------------------ what a graphical model says
-
-    @abstractmethod
-    def action_share(self, action: Tensor) -> Tensor:
-        """What actions (..., A) contribute to `step`, whatever the state."""
-
-    @abstractmethod
-    def embed_share(self, embed: Tensor) -> Tensor:
-        """What embeds (..., E) contribute to the posterior, whatever the state."""
 
     @abstractmethod
     def step(self, deter: Tensor, stoch: Tensor, action_share: Tensor) -> Tensor:
@@ -65,6 +60,14 @@ class Dynamics(Recorded, nn.Module, ABC):
         """Parameters of q(stoch | context, embed), (..., P)."""
 
     # ------------------------------------------------------------------------------------------------- written once
+
+    def action_share(self, action: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch hidden"]:
+        """What actions contribute to `step`, whatever the state."""
+        return self.from_action(action)
+
+    def embed_share(self, embed: Float[Tensor, "*batch embed"]) -> Float[Tensor, "*batch hidden"]:
+        """What embeds contribute to the posterior, whatever the state."""
+        return self.from_embed(embed)
 
     def initial(self, n: int) -> State:
         """The state before anything was seen: n rows of zeros."""

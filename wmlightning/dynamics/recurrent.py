@@ -40,14 +40,6 @@ class Recurrent(Dynamics):
         for head in (self.prior.last, self.posterior):
             self._to_params(head)
 
-    def action_share(self, action: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch hidden"]:
-        """See `Dynamics.action_share`."""
-        return self.from_action(action)
-
-    def embed_share(self, embed: Float[Tensor, "*batch embed"]) -> Float[Tensor, "*batch hidden"]:
-        """See `Dynamics.embed_share`."""
-        return self.from_embed(embed)
-
     def step(
         self,
         deter: Float[Tensor, "rows deter"],

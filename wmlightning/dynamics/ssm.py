@@ -43,14 +43,6 @@ class SSM(Dynamics):
             initialize(head)
             self._to_params(head)
 
-    def action_share(self, action: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch hidden"]:
-        """See `Dynamics.action_share`."""
-        return self.from_action(action)
-
-    def embed_share(self, embed: Float[Tensor, "*batch embed"]) -> Float[Tensor, "*batch hidden"]:
-        """See `Dynamics.embed_share`."""
-        return self.from_embed(embed)
-
     def step(
         self,
         deter: Float[Tensor, "rows none"],
