@@ -22,6 +22,16 @@ def test_a_raw_parameter_of_zero_is_a_std_of_ln_2_and_a_tenth():
     assert_close((mean, std), (torch.tensor([7.0]), torch.tensor([0.7931])), rtol=0, atol=1e-4)
 
 
+def test_dreamer_v2_squashes_another_way_between_a_tenth_and_just_above_2():
+    mean, std = GaussianLatent(3, squash="sigmoid").mean_std(torch.tensor([7.0, 7.0, 7.0, -1000.0, 0.0, 1000.0]))
+    assert_close(std, torch.tensor([0.1, 1.1, 2.1]))
+    assert mean.tolist() == [7.0] * 3
+
+
+def test_noise_is_one_number_a_dimension():
+    assert GaussianLatent(SIZE).noise_size == MeanLatent(GaussianLatent(SIZE)).noise_size == SIZE
+
+
 def test_the_std_never_falls_below_its_minimum():
     assert GaussianLatent(1, min_std=0.25).mean_std(torch.tensor([0.0, -1000.0]))[1].item() == 0.25
 
@@ -94,5 +104,6 @@ def test_impossible_sizes_are_refused(options):
 
 
 def test_a_recipe_builds_it_again():
-    again = build_recipe(recipe_of(GaussianLatent(5, 0.2)))
+    again = build_recipe(recipe_of(GaussianLatent(5, 0.2, "sigmoid")))
     assert (again.size, again.min_std) == (5, 0.2)
+    assert again.mean_std(torch.zeros(10))[1].max().item() == pytest.approx(1.2)

@@ -4,23 +4,32 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from wmlightning.distributions import GaussianLatent
+from wmlightning.distributions import CategoricalLatent, GaussianLatent
 from wmlightning.dynamics import RNN, RSSM, SSM
 from wmlightning.recipes import build_recipe, recipe_of
 
 B, T, Z, A, E, H = 2, 6, 3, 2, 7, 5
 KINDS = {"RNN": RNN, "SSM": SSM, "RSSM": RSSM}
+V2 = {"cell": "layer_norm_gru", "activation": "elu"}
+EVERY = {name: (kind, GaussianLatent(Z), {}) for name, kind in KINDS.items()} | {
+    "Dreamer V1": (RSSM, GaussianLatent(Z), {"cell": "keras_gru", "activation": "elu"}),
+    "Dreamer V2": (RSSM, CategoricalLatent(Z, 4), V2),
+    "V2 with Gaussian latents": (RSSM, GaussianLatent(Z, squash="sigmoid"), V2),
+    "RNN of categoricals": (RNN, CategoricalLatent(Z, 4), V2),
+    "SSM with ELU": (SSM, GaussianLatent(Z), {"activation": "elu"}),
+}
 
 
-def make(kind, **options):
+def make(kind, latent=None, **options):
     torch.manual_seed(3)
     widths = {"hidden_size": 8} | ({} if kind is SSM else {"deter_size": H})
-    return kind(GaussianLatent(Z), A, E, **widths, **options)
+    return kind(latent or GaussianLatent(Z), A, E, **widths, **options)
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
+@pytest.fixture(params=EVERY.values(), ids=EVERY.keys())
 def dynamics(request):
-    return make(request.param)
+    kind, latent, options = request.param
+    return make(kind, latent, **options)
 
 
 @pytest.fixture
@@ -53,6 +62,14 @@ def test_parameter_counts_at_planets_sizes():
     """Dreamer V1's RSSM has 557,920 with a GRU of two biases; the block cell has one, 600 numbers fewer."""
     for kind, expected in ((RSSM, 557_920 - 600), (RNN, 557_920 - 600), (SSM, 7_400 + 12_060 + 217_000 + 12_060)):
         assert sum(p.numel() for p in kind(GaussianLatent(30), 6).parameters()) == expected
+
+
+def test_parameter_counts_of_both_dreamers():
+    v1 = RSSM(GaussianLatent(30), 6, cell="keras_gru", activation="elu")
+    atari = RSSM(CategoricalLatent(32, 32), 18, 1536, 600, 600, **V2)
+    dmc = RSSM(CategoricalLatent(32, 32), 6, 1536, 200, 200, **V2)
+    counts = [sum(p.numel() for p in rssm.parameters()) for rssm in (v1, atari, dmc)]
+    assert counts == [557_920, 5_664_848, 1_247_248]
 
 
 def test_features_have_the_width_that_is_announced():
@@ -223,6 +240,15 @@ def test_an_rnns_kl_is_zero_unless_its_prior_is_asked_to_learn():
         nats = rnn.latent.kl(posterior.params, prior.params)
         grads = torch.autograd.grad(nats.sum(), list(rnn.prior.parameters()))
         assert bool((nats > 0).all()) == any(grad.abs().max() > 0 for grad in grads) == learns
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_the_activation_is_the_one_asked_for(kind):
+    relu, elu = (make(kind, activation=name) for name in ("relu", "elu"))
+    elu.load_state_dict(relu.state_dict())
+    data, state = window(), random_state(relu)
+    for one, two in zip(observe(relu, data, state), observe(elu, data, state), strict=True):
+        assert not torch.isclose(one.params, two.params).any()
 
 
 def test_mean_and_std_start_as_two_layers(rssm):

@@ -1,10 +1,10 @@
-"""The LSTM: one bias, the same numbers as torch's, and forgetting that is exact. The GRU: TensorFlow's block cell."""
+"""The LSTM: one bias, torch's numbers, and forgetting that is exact. The GRUs: by hand, one after another."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from wmlightning.networks import GRU, LSTM
+from wmlightning.networks import CELLS, GRU, LSTM, KerasGRU, LayerNormGRU
 
 
 def test_it_has_one_bias_vector_only():
@@ -125,3 +125,68 @@ def test_the_gru_counts_one_bias_a_gate_and_starts_within_the_joint_glorot_bound
         (cell.candidate_weight, candidate),
     ):
         assert 0.95 * bound < weight.abs().max() <= bound
+
+
+def test_kerass_gru_is_torchs_own():
+    cell, torchs = KerasGRU(3, 4), torch.nn.GRUCell(3, 4)
+    with torch.no_grad():
+        for ours, weight, bias in (
+            (cell.from_input, torchs.weight_ih, torchs.bias_ih),
+            (cell.from_hidden, torchs.weight_hh, torchs.bias_hh),
+        ):
+            weight.copy_(ours.weight)
+            bias.copy_(ours.bias.normal_())
+    x, h = torch.randn(5, 3), torch.randn(5, 4)
+    assert_close(cell(x, h), torchs(x, h))
+
+
+def test_kerass_gru_counts_two_biases_a_gate_and_starts_with_orthogonal_weights_on_its_memory():
+    cell = KerasGRU(200, 200)
+    assert sum(p.numel() for p in cell.parameters()) == 3 * 200 * (200 + 200 + 2)
+    assert_close(cell.from_hidden.weight.T @ cell.from_hidden.weight, torch.eye(200), rtol=0, atol=1e-5)
+    bound = (6 / (200 + 600)) ** 0.5
+    assert 0.95 * bound < cell.from_input.weight.abs().max() <= bound
+    assert not torch.cat([cell.from_input.bias, cell.from_hidden.bias]).any()
+
+
+def layer_norm_gru_by_hand(cell, x, h):
+    """Dreamer V2's cell, from the joint matrix."""
+    joint = torch.cat([cell.input_weight, cell.hidden_weight], 1)
+    parts = torch.cat([x, h], 1) @ joint.T + cell.bias
+    parts = (parts - parts.mean(1, keepdim=True)) / (parts.var(1, keepdim=True, correction=0) + 1e-3).sqrt()
+    reset, candidate, update = (parts * cell.norm.weight + cell.norm.bias).split(cell.hidden_size, 1)
+    update = torch.sigmoid(update - 1)
+    return update * torch.tanh(torch.sigmoid(reset) * candidate) + (1 - update) * h
+
+
+def test_the_layer_norm_gru_is_dreamer_v2s():
+    cell, x, h = LayerNormGRU(3, 4), torch.randn(5, 3), torch.randn(5, 4)
+    for vector in (cell.bias, cell.norm.weight, cell.norm.bias):
+        torch.nn.init.normal_(vector)
+    assert_close(cell(x, h), layer_norm_gru_by_hand(cell, x, h))
+
+
+def test_a_layer_norm_gru_that_has_learnt_nothing_lets_in_a_quarter_of_what_is_new():
+    """All weights 0: normalised zeros, so the candidate is 0 and h shrinks by sigmoid(-1) = 0.2689."""
+    cell, h = LayerNormGRU(3, 4), torch.randn(5, 4)
+    for weight in (cell.input_weight, cell.hidden_weight):
+        torch.nn.init.zeros_(weight)
+    assert_close(cell(torch.randn(5, 3), h), (1 - 0.26894) * h, rtol=1e-4, atol=0)
+
+
+def test_the_layer_norm_gru_counts_one_bias_and_one_norm_over_all_gates():
+    cell = LayerNormGRU(600, 600)
+    assert sum(p.numel() for p in cell.parameters()) == 1800 * 1200 + 1800 + 2 * 1800
+    bound = (6 / (1200 + 1800)) ** 0.5
+    for weight in (cell.input_weight, cell.hidden_weight):
+        assert 0.95 * bound < weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_memory_stays_float32_under_mixed_precision(name):
+    cell, x, h = CELLS[name](3, 4), torch.randn(5, 3), torch.randn(5, 4)
+    expected = cell(x, h)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = cell(x.bfloat16(), h)
+    assert got.dtype == torch.float32
+    assert_close(got, expected, rtol=0, atol=0.05)

@@ -24,11 +24,11 @@ def test_maps_grow_from_1_to_64_pixels():
     assert sides == [5, 13, 30, 64]
 
 
-def plain_decoder(decoder, features):
+def plain_decoder(decoder, features, activate=functional.relu):
     """The layers as they are stored, one ordinary transposed convolution after another."""
     hidden = decoder.dense(features)[:, :, None, None]
     for layer in (decoder.first, decoder.second, decoder.third):
-        hidden = functional.relu(layer(hidden))
+        hidden = activate(layer(hidden))
     return decoder.last(hidden)
 
 
@@ -55,10 +55,10 @@ def test_the_decoders_gradients_are_those_of_the_plain_stack(rows):
         assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def plain_encoder(encoder, image):
+def plain_encoder(encoder, image, activate=functional.relu):
     """The layers as they are stored, one ordinary convolution after another."""
     for layer in encoder.layers:
-        image = functional.relu(layer(image))
+        image = activate(layer(image))
     return image.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -69,6 +69,26 @@ def test_the_encoder_and_its_gradients_are_those_of_the_plain_stack_of_convoluti
     assert_close(*outputs)
     parameters = tuple(encoder.parameters())
     assert_close(*(torch.autograd.grad((output * weight).sum(), parameters) for output in outputs))
+
+
+def test_with_elu_and_one_channel_it_is_the_plain_stack_too_and_so_are_its_gradients():
+    encoder, decoder = ConvEncoder(1, 4, "elu").double(), ConvDecoder(6, 1, 4, "elu").double()
+    image, features = torch.rand(3, 1, 64, 64, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
+    for part, given, plain in ((encoder, image, plain_encoder), (decoder, features, plain_decoder)):
+        outputs = part(given), plain(part, given, functional.elu)
+        assert_close(*outputs)
+        weight, parameters = torch.randn_like(outputs[0]), tuple(part.parameters())
+        assert_close(*(torch.autograd.grad((output * weight).sum(), parameters) for output in outputs))
+
+
+def test_the_encoders_and_decoders_of_both_dreamers_have_the_published_numbers_of_parameters():
+    for part, expected in (
+        (ConvEncoder(3, 32), 690_144),
+        (ConvDecoder(230, 3, 32), 3_795_555),
+        (ConvEncoder(1, 48, "elu"), 1_549_776),
+        (ConvDecoder(1624, 1, 48, "elu"), 10_497_553),
+    ):
+        assert sum(p.numel() for p in part.parameters()) == expected
 
 
 def test_features_of_the_encoder_stand_in_the_order_row_column_channel():

@@ -1,4 +1,4 @@
-"""Free nats: below them a KL costs the same and pulls at nothing, element by element or on the mean."""
+"""What a KL costs: free nats, below which it pulls at nothing, and the shares in which it pulls at either side."""
 
 from types import SimpleNamespace
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from wmlightning.distributions import GaussianLatent
-from wmlightning.objectives import FreeNatsKL, divergence
+from wmlightning.distributions import CategoricalLatent, GaussianLatent, MeanLatent
+from wmlightning.objectives import BalancedKL, FreeNatsKL, divergence
 
 
 class Given(GaussianLatent):
@@ -60,3 +60,65 @@ def test_on_the_mean_is_on_the_mean_over_all_processes(monkeypatch):
 def test_free_nats_below_zero_are_refused():
     with pytest.raises(ValueError, match="free_nats is -1"):
         FreeNatsKL(-1.0)
+
+
+LATENTS = {
+    "categorical": CategoricalLatent(3, 4),
+    "gaussian": GaussianLatent(6),
+    "mean": MeanLatent(GaussianLatent(6), 1.0),
+}
+
+
+@pytest.fixture(params=LATENTS.values(), ids=LATENTS.keys())
+def sides(request):
+    """A latent, and parameters of posterior and prior for it."""
+    return request.param, *(torch.randn(2, 5, 12, requires_grad=True) for _ in range(2))
+
+
+def balanced_in_two_halves(latent, posterior, prior, balance):
+    """Dreamer V2's Algorithm 2 as it stands: each side is stopped in one of the halves."""
+    return balance * latent.kl(posterior.detach(), prior) + (1 - balance) * latent.kl(posterior, prior.detach())
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 0.8, 1.0])
+def test_a_balanced_kl_is_that_of_the_published_algorithm_in_value_and_gradient(sides, balance):
+    latent, posterior, prior = sides
+    loss, _ = BalancedKL(balance)(latent, posterior, prior)
+    expected = balanced_in_two_halves(latent, posterior, prior, balance)
+    assert_close(loss, expected)
+    weight = torch.randn(2, 5)
+    assert_close(*(torch.autograd.grad((nats * weight).sum(), (posterior, prior)) for nats in (loss, expected)))
+
+
+def test_a_balanced_kl_has_the_plain_value_and_pulls_a_fifth_at_the_posterior_and_four_at_the_prior(sides):
+    """Trap 18: swapped, the posterior would be pulled hard towards a prior that is still poor."""
+    latent, posterior, prior = sides
+    loss, nats = BalancedKL(0.8)(latent, posterior, prior)
+    plain = latent.kl(posterior, prior)
+    assert torch.equal(loss, plain)
+    assert torch.equal(nats, plain)
+    got, whole = (torch.autograd.grad(value.sum(), (posterior, prior)) for value in (loss, plain))
+    assert_close(got, (0.2 * whole[0], 0.8 * whole[1]))
+
+
+@pytest.mark.parametrize(("free", "slope"), [(3.0, 0.2), (5.0, 0.0)], ids=["mean above", "mean below"])
+def test_free_nats_of_a_balanced_kl_are_on_the_mean_of_each_half(free, slope):
+    nats = torch.tensor([[1.0, 2.0], [4.0, 9.0]])[..., None].requires_grad_()
+    loss, plain = BalancedKL(0.8, free)(Given(), nats, torch.zeros_like(nats))
+    assert loss.mean().item() == max(4.0, free)
+    assert torch.equal(plain, nats[..., 0])
+    assert_close(torch.autograd.grad(loss.sum(), nats)[0], torch.full((2, 2, 1), slope))
+
+
+def test_free_nats_of_a_balanced_kl_are_on_the_mean_over_all_processes(monkeypatch):
+    other = SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True, get_world_size=lambda: 2)
+    other.all_reduce = lambda mean: mean.add_(12.0)
+    monkeypatch.setattr(divergence, "distributed", other)
+    nats = torch.tensor([[1.0, 2.0], [4.0, 9.0]])[..., None]
+    assert_close(BalancedKL(0.8, 5.0)(Given(), nats, torch.zeros_like(nats))[0], nats[..., 0])
+
+
+@pytest.mark.parametrize(("options", "said"), [((1.1,), "balance is 1.1"), ((0.8, -1.0), "free_nats is -1.0")])
+def test_a_balance_or_free_nats_out_of_range_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        BalancedKL(*options)

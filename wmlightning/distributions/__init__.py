@@ -1,6 +1,18 @@
-"""Distributions that torch lacks, and what stochastic states are made of."""
+"""Distributions that torch lacks, and what stochastic states and actions are made of."""
 
+from wmlightning.distributions.bounded import ActionDistribution, OneHot, TanhNormal, TruncatedNormal
+from wmlightning.distributions.categorical import CategoricalLatent
 from wmlightning.distributions.latents import GaussianLatent, Latent, MeanLatent
 from wmlightning.distributions.mixture import GaussianMixture
 
-__all__ = ["GaussianLatent", "GaussianMixture", "Latent", "MeanLatent"]
+__all__ = [
+    "ActionDistribution",
+    "CategoricalLatent",
+    "GaussianLatent",
+    "GaussianMixture",
+    "Latent",
+    "MeanLatent",
+    "OneHot",
+    "TanhNormal",
+    "TruncatedNormal",
+]

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -18,20 +19,28 @@ class Latent(Recorded, ABC):
     Attributes:
         param_size: numbers that describe one distribution, `State.params`.
         sample_size: numbers in a sample, `State.stoch`; samples are always flat.
+        noise_size: standard normal numbers that a sample takes.
         param_layers: dense layers of the papers that together give the parameters; each starts with its own bound.
     """
 
     param_size: int
     sample_size: int
+    noise_size: int
     param_layers: int = 1
 
     @abstractmethod
     def distribution(self, params: Tensor) -> Distribution:
-        """The distribution that parameters (..., param_size) describe, of events (sample_size)."""
+        """What parameters (..., param_size) describe: an `Independent` of parts that are independent of each other."""
 
     @abstractmethod
     def sample(self, params: Tensor, temperature: float = 1.0, noise: Tensor | None = None) -> Tensor:
-        """Draws (..., sample_size), with a gradient; `noise` as the method gives it; None draws it."""
+        """Draws (..., sample_size), with a gradient.
+
+        Args:
+            params: parameters, (..., param_size).
+            temperature: uncertainty, at least 0; 1 is the distribution itself and 0 its mode.
+            noise: standard normal numbers, (..., noise_size), whatever the latent; None draws them.
+        """
 
     @abstractmethod
     def mode(self, params: Tensor) -> Tensor:
@@ -45,37 +54,55 @@ class Latent(Recorded, ABC):
     def kl_to_standard(self, posterior: Tensor) -> Tensor:
         """KL of the posterior to the one fixed distribution that knows nothing, in nats, (...)."""
 
-    @abstractmethod
-    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
-        """What `sample` takes as noise for so many rows, drawn from a generator, on its device."""
+    def noise(self, rows: int, generator: torch.Generator) -> Float[Tensor, "rows numbers"]:
+        """Standard normal numbers for so many samples, (rows, noise_size), from a generator and on its device."""
+        return torch.randn(rows, self.noise_size, generator=generator, device=generator.device)
+
+
+def _sigmoid(raw: Tensor) -> Tensor:
+    return 2 * (0.5 * raw).sigmoid()
+
+
+SQUASHES = {"softplus": functional.softplus, "sigmoid": _sigmoid}
 
 
 class GaussianLatent(Latent):
-    """Independent Gaussians whose parameters are [mean, raw]:  std = softplus(raw) + min_std.
+    """Independent Gaussians whose parameters are [mean, raw].
+
+        softplus    std = softplus(raw) + min_std            at a raw number of 0: 0.793, without an upper bound
+        sigmoid     std = 2 sigmoid(raw / 2) + min_std       at a raw number of 0: 1.1, never above 2.1
 
     The mean is not clamped. Everything is computed in float32, under mixed precision too.
 
     Args:
         size: dimensions.
         min_std: what no standard deviation falls below, so that a state never becomes certain; at least 0.
+        squash: how the raw number becomes a std: "softplus" (PlaNet, Dreamer V1) or "sigmoid" (Dreamer V2 where its
+            latents are Gaussian).
 
-    Source: Hafner et al. 2019 (PlaNet), and Dreamer V1. (Dreamer V2's Gaussian squashes its std in another way.)
+    Raises:
+        ValueError: for a size or a min_std below its bound.
+
+    Source: Hafner et al. 2019 (PlaNet); their code, and that of Dreamer V2 (common/nets.py).
     """
 
-    param_layers = 2
-
-    def __init__(self, size: int = 30, min_std: float = 0.1) -> None:
+    def __init__(
+        self, size: int = 30, min_std: float = 0.1, squash: Literal["softplus", "sigmoid"] = "softplus"
+    ) -> None:
         if size < 1 or min_std < 0:
             raise ValueError(f"size is {size} and min_std {min_std}, but at least 1 and 0 are needed")
         self.size, self.min_std = size, min_std
-        self.param_size, self.sample_size = 2 * size, size
+        self._squash = SQUASHES[squash]
+        self.param_size, self.sample_size, self.noise_size = 2 * size, size, size
+        # PlaNet has a layer for the means and one for the stds, Dreamer V2 one for both.
+        self.param_layers = 2 if squash == "softplus" else 1
 
     def mean_std(
         self, params: Float[Tensor, "*batch params"]
     ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size"]]:
         """Mean and standard deviation, float32, each (..., size)."""
         mean, raw = params.float().chunk(2, -1)
-        return mean, functional.softplus(raw) + self.min_std
+        return mean, self._squash(raw) + self.min_std
 
     def distribution(self, params: Float[Tensor, "*batch params"]) -> Distribution:
         """Normals, (..., size), that count as one event."""
@@ -107,10 +134,6 @@ class GaussianLatent(Latent):
         mean, std = self.mean_std(posterior)
         return _normal_kl(mean, std, torch.zeros_like(mean), torch.ones_like(std))
 
-    def noise(self, rows: int, generator: torch.Generator) -> Float[Tensor, "rows size"]:
-        """Standard normal numbers."""
-        return torch.randn(rows, self.size, generator=generator, device=generator.device)
-
 
 class MeanLatent(Latent):
     """Another latent without its noise: a sample is the mode, and there is nothing that a KL could count.
@@ -132,7 +155,7 @@ class MeanLatent(Latent):
             raise ValueError(f"prior_error is {prior_error} but must not be below 0: it weighs a squared distance")
         self.latent, self.prior_error = latent, prior_error
         self.param_size, self.sample_size = latent.param_size, latent.sample_size
-        self.param_layers = latent.param_layers
+        self.noise_size, self.param_layers = latent.noise_size, latent.param_layers
 
     def distribution(self, params: Float[Tensor, "*batch params"]) -> Distribution:
         """What the parameters would mean with noise."""
@@ -142,7 +165,7 @@ class MeanLatent(Latent):
         self,
         params: Float[Tensor, "*batch params"],
         temperature: float = 1.0,
-        noise: Float[Tensor, "*batch size"] | None = None,
+        noise: Float[Tensor, "*batch numbers"] | None = None,
     ) -> Float[Tensor, "*batch size"]:
         """The mode, whatever the temperature and the noise."""
         return self.mode(params)
@@ -163,10 +186,6 @@ class MeanLatent(Latent):
     def kl_to_standard(self, posterior: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch"]:
         """Zero: what has no noise has no KL."""
         return 0.0 * posterior.float().sum(-1)
-
-    def noise(self, rows: int, generator: torch.Generator) -> Float[Tensor, "rows size"]:
-        """The latent's noise, though it is not used."""
-        return self.latent.noise(rows, generator)
 
 
 def _normal_kl(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> Tensor:

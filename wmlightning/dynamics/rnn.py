@@ -1,7 +1,10 @@
 """RNN: PlaNet's comparison without a stochastic part."""
 
+from typing import Literal
+
 from wmlightning.distributions.latents import Latent, MeanLatent
 from wmlightning.dynamics.recurrent import Recurrent
+from wmlightning.networks.activations import Activation
 
 
 class RNN(Recurrent):
@@ -24,6 +27,8 @@ class RNN(Recurrent):
         hidden_size: width of the dense layers.
         prior_error: weight of half the squared distance between the means of posterior and prior, which then takes the
             place of the KL (free nats included); 0 as in the authors' code.
+        cell: which gated unit, as of an RSSM.
+        activation: of the dense layers.
 
     Source: Hafner et al. 2019 (PlaNet), figure 2a; README of their code (`mean_only: True, divergence_scale: 0.0`).
     """
@@ -36,5 +41,8 @@ class RNN(Recurrent):
         deter_size: int = 200,
         hidden_size: int = 200,
         prior_error: float = 0.0,
+        cell: Literal["gru", "keras_gru", "layer_norm_gru"] = "gru",
+        activation: Activation = "relu",
     ) -> None:
-        super().__init__(MeanLatent(latent, prior_error), action_size, embed_size, deter_size, hidden_size)
+        mean = MeanLatent(latent, prior_error)
+        super().__init__(mean, action_size, embed_size, deter_size, hidden_size, cell, activation)

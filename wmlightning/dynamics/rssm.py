@@ -13,16 +13,23 @@ class RSSM(Recurrent):
     [h] is `deter`, carried by the cell; (z) is `stoch`, drawn from `latent`. The prior of z' reads h' and nothing else,
     and an image reaches the memory only through the sample of z.
 
-    At PlaNet's sizes and 6 actions it has 557,320 parameters: Dreamer V1's 557,920 but for the 600 numbers of the
-    second bias that its kind of GRU has.
+                        latent                 cell                activation   deter, hidden   parameters, 6 actions
+        PlaNet          GaussianLatent(30)     "gru"               "relu"       200, 200        557,320
+        Dreamer V1      GaussianLatent(30)     "keras_gru"         "elu"        200, 200        557,920
+        V2 on DMC       CategoricalLatent()    "layer_norm_gru"    "elu"        200, 200        1,247,248
+        V2 on Atari     CategoricalLatent()    "layer_norm_gru"    "elu"        600, 600        5,664,848 (18 actions)
+
+    with embeds of 1,024 numbers, in Dreamer V2 of 1,536.
 
     Args:
-        latent: the kind of z, e.g. GaussianLatent(30).
+        latent: the kind of z.
         action_size: numbers in an action.
         embed_size: numbers the encoder makes of an image.
         deter_size: width of h.
         hidden_size: width of the dense layers.
+        cell: "gru" (as PlaNet), "keras_gru" (as the code of Dreamer V1) or "layer_norm_gru" (Dreamer V2).
+        activation: of the dense layers.
 
     Source: Hafner et al. 2019 (PlaNet), figure 2c and equation 4; models/rssm.py of their code, whose first release let
-    the prior read the cell's input instead of h.
+    the prior read the cell's input instead of h. Hafner et al. 2020 and 2021 (Dreamer V1 and V2).
     """

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from wmlightning.distributions.latents import GaussianLatent
 from wmlightning.dynamics.dynamics import Dynamics
+from wmlightning.networks.activations import IN_PLACE, Activation
 from wmlightning.networks.conv import initialize
 from wmlightning.networks.mlp import joint_linears
 
@@ -17,23 +18,31 @@ class SSM(Dynamics):
                             ^                              ^ ^
                            (z)                           (z) (o)
 
-        prior = dense(relu(W [z, a]))         posterior = dense(relu(W [prior's mean, prior's std, embed]))
+        prior = dense(f(W [z, a]))            posterior = dense(f(W [prior's mean, prior's std, embed]))
 
-    (z) is `stoch`; `deter` has width 0, and features are z alone. The context of `Dynamics` is the prior's parameters.
+    with f the activation. (z) is `stoch`; `deter` has width 0, and features are z alone. The context of `Dynamics` is
+    the prior's parameters.
 
     Args:
         latent: the kind of z; a Gaussian, whose mean and std the posterior reads.
         action_size: numbers in an action.
         embed_size: numbers the encoder makes of an image.
         hidden_size: width of the dense layers.
+        activation: of the dense layers.
 
     Source: Hafner et al. 2019 (PlaNet), figure 2b; models/ssm.py of their code.
     """
 
     def __init__(
-        self, latent: GaussianLatent, action_size: int, embed_size: int = 1024, hidden_size: int = 200
+        self,
+        latent: GaussianLatent,
+        action_size: int,
+        embed_size: int = 1024,
+        hidden_size: int = 200,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__(latent, action_size, embed_size, 0)
+        self._activate = IN_PLACE[activation]
         self.gaussian = latent
         self.from_stoch, self.from_action = joint_linears([latent.sample_size, action_size], hidden_size)
         self.prior = nn.Linear(hidden_size, latent.param_size)
@@ -50,7 +59,7 @@ class SSM(Dynamics):
         action_share: Float[Tensor, "rows hidden"],
     ) -> Float[Tensor, "rows params"]:
         """The prior's parameters: there is nothing else to carry."""
-        return self.prior(torch.relu(self.from_stoch(stoch) + action_share))
+        return self.prior(self._activate(self.from_stoch(stoch) + action_share))
 
     def prior_params(self, context: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch params"]:
         """The context itself."""
@@ -61,4 +70,4 @@ class SSM(Dynamics):
     ) -> Float[Tensor, "*batch params"]:
         """q(z | prior's mean and std, embed)."""
         moments = torch.cat(self.gaussian.mean_std(context), -1)
-        return self.posterior(torch.relu(self.from_prior(moments) + embed_share))
+        return self.posterior(self._activate(self.from_prior(moments) + embed_share))

@@ -1,9 +1,22 @@
 """Tensors in, tensors out; no network here knows of time but through a cell."""
 
-from wmlightning.networks.cells import GRU, LSTM
+from wmlightning.networks.cells import CELLS, GRU, LSTM, KerasGRU, LayerNormGRU
 from wmlightning.networks.controller import Controller
 from wmlightning.networks.conv import ConvDecoder, ConvEncoder
 from wmlightning.networks.images import normalize, quantize, to_uint8
 from wmlightning.networks.mlp import MLP
 
-__all__ = ["GRU", "LSTM", "MLP", "Controller", "ConvDecoder", "ConvEncoder", "normalize", "quantize", "to_uint8"]
+__all__ = [
+    "CELLS",
+    "GRU",
+    "LSTM",
+    "MLP",
+    "Controller",
+    "ConvDecoder",
+    "ConvEncoder",
+    "KerasGRU",
+    "LayerNormGRU",
+    "normalize",
+    "quantize",
+    "to_uint8",
+]

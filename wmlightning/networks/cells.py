@@ -155,3 +155,83 @@ class GRU(nn.Module):
         reset, update = (gates + functional.linear(hidden, self.gate_weight)).sigmoid().chunk(2, -1)
         candidate = torch.tanh(candidate + functional.linear(reset * hidden, self.candidate_weight))
         return candidate + update * (hidden - candidate)
+
+
+class KerasGRU(nn.Module):
+    """A gated recurrent unit that resets what it has made of its memory, as Keras' and PyTorch's cells do.
+
+        r, u = sigmoid(W_g x + b_g + V_g h + d_g)   c = tanh(W_c x + b_c + r * (V_c h + d_c))   h' = u * h + (1 - u) * c
+
+    Weights on x start Glorot uniform, those on h orthogonal, both biases zero.
+
+    Args:
+        input_size: width of x.
+        hidden_size: width of h.
+
+    Source: the code of Dreamer V1 in TensorFlow 2, which uses Keras' GRUCell. (Its first code, in TensorFlow 1, has
+    `GRU`.)
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.from_input = nn.Linear(input_size, 3 * hidden_size)
+        self.from_hidden = nn.Linear(hidden_size, 3 * hidden_size)
+        nn.init.xavier_uniform_(self.from_input.weight)
+        nn.init.orthogonal_(self.from_hidden.weight)
+        for layer in (self.from_input, self.from_hidden):
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, inputs: Float[Tensor, "rows input"], hidden: Float[Tensor, "rows hidden"]
+    ) -> Float[Tensor, "rows hidden"]:
+        """One step of time: x (N, input) and h (N, hidden) to the next h."""
+        sizes = [2 * self.hidden_size, self.hidden_size]
+        (gates, candidate), (more, kept) = (
+            shares.split(sizes, -1) for shares in (self.from_input(inputs), self.from_hidden(hidden))
+        )
+        reset, update = (gates + more).sigmoid().chunk(2, -1)
+        candidate = torch.tanh(candidate + reset * kept)
+        return candidate + update * (hidden - candidate)
+
+
+class LayerNormGRU(nn.Module):
+    """A gated recurrent unit that normalises what it has made of input and memory, and starts out slow.
+
+        r, c, u = split(LayerNorm(W [x, h] + b))        h' = u' * tanh(sigmoid(r) * c) + (1 - u') * h
+                                                        u' = sigmoid(u - 1)
+
+    One product for all three, normalised together; the reset gates the candidate after the product, and the update
+    lets in what is NEW: at first sigmoid(-1) = 0.27 of it. Weights are Glorot uniform over the whole matrix
+    (input + hidden, 3 * hidden).
+
+    Args:
+        input_size: width of x.
+        hidden_size: width of h.
+
+    Source: Hafner et al. 2021 (Dreamer V2); their code (common/nets.py), with Keras' epsilon of 1e-3.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        bound = math.sqrt(6 / (input_size + hidden_size + 3 * hidden_size))
+        self.input_weight = nn.Parameter(torch.empty(3 * hidden_size, input_size).uniform_(-bound, bound))
+        self.hidden_weight = nn.Parameter(torch.empty(3 * hidden_size, hidden_size).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(3 * hidden_size))
+        self.norm = nn.LayerNorm(3 * hidden_size, eps=1e-3)
+
+    def forward(
+        self, inputs: Float[Tensor, "rows input"], hidden: Float[Tensor, "rows hidden"]
+    ) -> Float[Tensor, "rows hidden"]:
+        """One step of time: x (N, input) and h (N, hidden) to the next h."""
+        # Two products that add up rather than one of [x, h], of which the graph would keep a copy.
+        share = functional.linear(inputs, self.input_weight, self.bias)
+        gates = torch.addmm(share, hidden, self.hidden_weight.T)
+        # float32 from here on: under mixed precision only the products are not.
+        reset, candidate, update = self.norm(gates.float()).chunk(3, -1)
+        return torch.lerp(hidden.float(), torch.tanh(reset.sigmoid() * candidate), torch.sigmoid(update - 1))
+
+
+CELLS = {"gru": GRU, "keras_gru": KerasGRU, "layer_norm_gru": LayerNormGRU}
+"""Gated recurrent units by the name that a config gives them."""

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wmlightning.networks.activations import IN_PLACE, Activation
 from wmlightning.recipes import Recorded
 
 
@@ -23,20 +24,22 @@ def initialize(module: nn.Module) -> None:
 
 
 class ConvEncoder(Recorded, nn.Module):
-    """Four convolutions with ReLU, kernel 4 and stride 2 without padding: 64 -> 31 -> 14 -> 6 -> 2 pixels a side.
+    """Four convolutions, kernel 4 and stride 2 without padding: 64 -> 31 -> 14 -> 6 -> 2 pixels a side.
 
-    The last one looks at four patches only and is computed as a matrix product, which is up to three times faster on a
-    CPU, forth and back.
+    A nonlinearity follows each. The last one looks at four patches only and is computed as a matrix product, which is
+    up to three times faster on a CPU, forth and back.
 
     Args:
         channels: channels of the image.
         depth: channels after the first layer; they double at every further one (32: 32, 64, 128, 256).
+        activation: "relu", or "elu" (Dreamer V2, whose depth is 48).
 
     Source: Ha and Schmidhuber 2018, appendix; the same layers serve PlaNet and Dreamer.
     """
 
-    def __init__(self, channels: int = 3, depth: int = 32) -> None:
+    def __init__(self, channels: int = 3, depth: int = 32, activation: Activation = "relu") -> None:
         super().__init__()
+        self._activate = IN_PLACE[activation]
         widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth]
         self.layers = nn.ModuleList(nn.Conv2d(before, after, 4, stride=2) for before, after in pairwise(widths))
         self.size = 4 * widths[-1]
@@ -58,28 +61,30 @@ class ConvEncoder(Recorded, nn.Module):
         *first, last = self.layers
         hidden = image
         for layer in first:
-            hidden = functional.relu_(layer(hidden))
-        return functional.relu_(_by_patches(last, hidden)).flatten(1)  # type: ignore[arg-type]
+            hidden = self._activate(layer(hidden))
+        return self._activate(_by_patches(last, hidden)).view(-1, self.size)  # type: ignore[arg-type]
 
 
 class ConvDecoder(Recorded, nn.Module):
     """A dense layer and four transposed convolutions, stride 2: 1 -> 5 -> 13 -> 30 -> 64 pixels a side.
 
-    ReLU between the convolutions, nothing after the dense layer and nothing after the last. Two layers are computed in
-    another way than they are stored, with the same weights and, but for rounding, the same numbers: the first sees a
-    map of one pixel and is a matrix product, to be joined with the dense layer's; the last has few output channels and
-    runs as one convolution for each of the four positions of a pixel under its stride.
+    A nonlinearity between the convolutions, nothing after the dense layer and nothing after the last. Two layers are
+    computed in another way than they are stored, with the same weights and, but for rounding, the same numbers: the
+    first sees a map of one pixel and is a matrix product, to be joined with the dense layer's; the last has few output
+    channels and runs as one convolution for each of the four positions of a pixel under its stride.
 
     Args:
         input_size: width of the features.
         channels: channels of the image.
         depth: channels before the last layer (32: 1024, 128, 64, 32, then `channels`).
+        activation: "relu", or "elu" (Dreamer V2).
 
     Source: Ha and Schmidhuber 2018, appendix; the same layers serve PlaNet and Dreamer.
     """
 
-    def __init__(self, input_size: int, channels: int = 3, depth: int = 32) -> None:
+    def __init__(self, input_size: int, channels: int = 3, depth: int = 32, activation: Activation = "relu") -> None:
         super().__init__()
+        self._activate = IN_PLACE[activation]
         self.dense = nn.Linear(input_size, 32 * depth)
         self.first = nn.ConvTranspose2d(32 * depth, 4 * depth, 5, stride=2)
         self.second = nn.ConvTranspose2d(4 * depth, 2 * depth, 5, stride=2)
@@ -95,11 +100,11 @@ class ConvDecoder(Recorded, nn.Module):
         """The layers after `maps`, which look at each image alone: many images can be drawn some at a time."""
         hidden = self.second(maps)
         # Channels-last from here on: the layout of the pixels it is compared with.
-        hidden = self.third(functional.relu_(hidden.contiguous(memory_format=torch.channels_last)))
-        return _by_subpixels(self.last, functional.relu_(hidden))
+        hidden = self.third(self._activate(hidden.contiguous(memory_format=torch.channels_last)))
+        return _by_subpixels(self.last, self._activate(hidden))
 
     def maps(self, features: Float[Tensor, "rows size"]) -> Float[Tensor, "rows wide 5 5"]:
-        """The dense layer and the first transposed convolution, which nothing stands between, with its ReLU."""
+        """The dense layer and the first transposed convolution, which nothing stands between, with its nonlinearity."""
         weight = self.first.weight.flatten(1)
         if len(features) > features.shape[1]:
             # More rows than features: multiply the two matrices first, that is fewer numbers.
@@ -108,15 +113,18 @@ class ConvDecoder(Recorded, nn.Module):
         else:
             hidden = self.dense(features) @ weight
         assert self.first.bias is not None
-        return functional.relu_(hidden.unflatten(1, self.first.weight.shape[1:]) + self.first.bias[:, None, None])
+        return self._activate(hidden.unflatten(1, self.first.weight.shape[1:]) + self.first.bias[:, None, None])
 
 
 def _by_patches(layer: nn.Conv2d, hidden: Tensor) -> Tensor:
-    """A convolution without padding as one matrix product over its patches; rows, height, width, channels out."""
+    """A convolution without padding as one matrix product over its patches: (rows * height * width, channels) out.
+
+    Not a view of that by rows, which would cost a copy of its gradient where it is overwritten.
+    """
     size, stride = layer.kernel_size[0], layer.stride[0]
     patches = hidden.permute(0, 2, 3, 1).unfold(1, size, stride).unfold(2, size, stride)
     weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
-    return functional.linear(patches.permute(0, 1, 2, 4, 5, 3).flatten(3), weight, layer.bias)
+    return functional.linear(patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, weight.shape[1]), weight, layer.bias)
 
 
 def _by_subpixels(layer: nn.ConvTranspose2d, hidden: Tensor) -> Tensor:

@@ -3,15 +3,13 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from wmlightning.networks.activations import LAYERS, Activation
 from wmlightning.networks.conv import initialize
 from wmlightning.recipes import Recorded
-
-ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU}
 
 
 class MLP(Recorded, nn.Module):
@@ -31,12 +29,12 @@ class MLP(Recorded, nn.Module):
         output_size: int,
         layers: int = 1,
         units: int = 200,
-        activation: Literal["relu", "elu"] = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         steps: list[nn.Module] = []
         for before, after in pairwise([input_size, *([units] * layers)]):
-            steps += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+            steps += [nn.Linear(before, after), LAYERS[activation](inplace=True)]
         self.layers = nn.Sequential(*steps, nn.Linear(units if layers else input_size, output_size))
         initialize(self)
 
@@ -49,7 +47,9 @@ class MLP(Recorded, nn.Module):
 
     def forward(self, inputs: Float[Tensor, "*batch input"]) -> Float[Tensor, "*batch output"]:
         """(..., input_size) to (..., output_size)."""
-        return self.layers(inputs)
+        # Rows in one axis: of more, a linear layer makes a view, and to overwrite a view costs copies of its gradient.
+        outputs = self.layers(inputs.reshape(-1, inputs.shape[-1]))
+        return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
 
 def joint_linears(input_sizes: Sequence[int], output_size: int) -> list[nn.Linear]:

@@ -1,6 +1,8 @@
-"""The mathematics of learning: functions and parts that return unreduced values, (B, T)."""
+"""The mathematics of learning: functions and parts that return unreduced values, (B, T) or (N, H)."""
 
-from wmlightning.objectives.divergence import FreeNatsKL, KLLoss
+from wmlightning.objectives.actor import ActorLoss, DynamicsBackprop, Mixed, Reinforce
+from wmlightning.objectives.contrastive import Contrastive
+from wmlightning.objectives.divergence import BalancedKL, FreeNatsKL, KLLoss
 from wmlightning.objectives.overshooting import (
     LatentOvershooting,
     ObservationOvershooting,
@@ -8,13 +10,22 @@ from wmlightning.objectives.overshooting import (
     latent_overshooting,
     observation_overshooting,
 )
+from wmlightning.objectives.returns import discount_weights, lambda_return
 
 __all__ = [
+    "ActorLoss",
+    "BalancedKL",
+    "Contrastive",
+    "DynamicsBackprop",
     "FreeNatsKL",
     "KLLoss",
     "LatentOvershooting",
+    "Mixed",
     "ObservationOvershooting",
     "Overshooting",
+    "Reinforce",
+    "discount_weights",
+    "lambda_return",
     "latent_overshooting",
     "observation_overshooting",
 ]
