@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from datamodules.datasets import EpisodeDataset, FrameDataset, WholeEpisode, WindowDataset
     from datamodules.episode import Batch, Episode, Spec
     from datamodules.files import DamagedEpisode, EpisodeName
+    from datamodules.joined import Joined
     from datamodules.samplers import (
         ChainedWindows,
         ConsecutiveWindows,
@@ -26,6 +27,7 @@ ROOMS = {
     "datasets": ["EpisodeDataset", "FrameDataset", "WholeEpisode", "WindowDataset"],
     "episode": ["Batch", "Episode", "Spec"],
     "files": ["DamagedEpisode", "EpisodeName"],
+    "joined": ["Joined"],
     "samplers": [
         "ChainedWindows",
         "ConsecutiveWindows",
@@ -52,6 +54,7 @@ __all__ = [
     "EpisodeWriter",
     "FrameDataset",
     "InBackground",
+    "Joined",
     "Sampler",
     "ShuffledFrames",
     "Spec",

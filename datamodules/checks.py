@@ -57,7 +57,7 @@ def verify(folder: str) -> list[str]:
         One line a problem, beginning with the file's name; empty if all is well.
     """
     problems: list[str] = []
-    taken: dict[tuple[int, int], str] = {}
+    taken: dict[tuple[int, int, int], str] = {}
     wanted: Spec | None = None
     for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
         path = os.path.join(folder, entry)
@@ -74,7 +74,8 @@ def verify(folder: str) -> list[str]:
         wanted = wanted or found
         if difference(found, wanted):
             problems.append(f"{entry}: {difference(found, wanted)}")
-        other = taken.setdefault((name.index, name.rank), entry)
+        other = taken.setdefault(name.place, entry)
         if other != entry:
-            problems.append(f"{entry}: has the same index and rank as {other}: keep one of the two")
+            which = "index, rank and part" if name.part else "index and rank"
+            problems.append(f"{entry}: has the same {which} as {other}: keep one of the two")
     return problems

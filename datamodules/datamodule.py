@@ -17,6 +17,7 @@ from datamodules.datasets import EpisodeDataset, Unreadable, WholeEpisode
 from datamodules.episode import Spec
 from datamodules.files import DamagedEpisode, EpisodeName
 from datamodules.hashing import below, mix
+from datamodules.joined import Joined
 from datamodules.store import EpisodeStore
 
 
@@ -156,7 +157,7 @@ class EpisodeDataModule(lightning.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.store = EpisodeStore(path, cap_bytes, compression, cap_decisions)
-        self.predicted: set[tuple[int, int]] = set()
+        self.predicted: set[tuple[int, int, int]] = set()
 
     @property
     def spec(self) -> Spec:
@@ -200,13 +201,13 @@ class EpisodeDataModule(lightning.LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         """Held-out windows, always the same ones, as many rows as the held-out episodes have (one batch at least)."""
-        rows = sum(name.rows for name in self.episodes(validation=True))
+        rows = int(Joined(self.episodes(validation=True)).lengths.sum())
         return self._fixed(2, max(1, rows // (self.dataset.sampler.length * self.batch_size * self._world()[1])))
 
     def predict_dataloader(self) -> Loader:
         """Every whole episode of the store, held out or not, as `WholeEpisode`; ranks take turns.
 
-        Those whose (index, rank) are in `predicted` are not read: a callback that has their predictions says so.
+        Those whose `place` is in `predicted` are not read: a callback that has their predictions says so.
         """
         self.store.refresh()
         listing = self.store.listing
@@ -224,8 +225,8 @@ class EpisodeDataModule(lightning.LightningDataModule):
     def _reader(self, validation: bool, seed: int) -> Callable:
         rank, world = self._world()
         share = slice(rank * self.batch_size, (rank + 1) * self.batch_size)
-        episodes = self.episodes(validation)
-        short = sum(name.rows < self.dataset.sampler.min_rows for name in episodes)
+        episodes = Joined(self.episodes(validation))
+        short = int((episodes.lengths < self.dataset.sampler.min_rows).sum())
         if 0 < short < len(episodes):
             warnings.warn(
                 f"{short} of {len(episodes)} episodes in {self.path} are shorter than a window of "
@@ -248,14 +249,14 @@ class EpisodeDataModule(lightning.LightningDataModule):
         return range(first, first + max(0, math.ceil(limit) - progress.current.ready))
 
 
-def _read_batch(dataset: EpisodeDataset, store: Any, episodes: list, seed: int, size: int, share: slice, batch: int):
+def _read_batch(dataset: EpisodeDataset, store: Any, episodes: Joined, seed: int, size: int, share: slice, batch: int):
     return dataset.draw(store, episodes, seed, batch, size, share)
 
 
 def _read_whole(
-    store: EpisodeStore, listing: list[EpisodeName], predicted: set[tuple[int, int]], number: int
+    store: EpisodeStore, listing: list[EpisodeName], predicted: set[tuple[int, int, int]], number: int
 ) -> WholeEpisode | None:
-    if (listing[number].index, listing[number].rank) in predicted:
+    if listing[number].place in predicted:
         return None
     try:
         return WholeEpisode.read(store, listing[number])

@@ -6,15 +6,15 @@ into a `Batch`, reading each window from its file straight into the batch's memo
 
 from abc import ABC
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from datamodules.episode import Batch
 from datamodules.files import DamagedEpisode, EpisodeName
 from datamodules.hashing import mix
+from datamodules.joined import Joined
 from datamodules.rows import Rows
 from datamodules.samplers import Sampler, ShuffledFrames, Window
 from datamodules.store import EpisodeStore
@@ -35,7 +35,7 @@ class EpisodeDataset(ABC):
     def draw(
         self,
         store: EpisodeStore,
-        episodes: Sequence[EpisodeName],
+        episodes: Joined | Sequence[EpisodeName],
         seed: int,
         batch: int,
         size: int,
@@ -45,7 +45,7 @@ class EpisodeDataset(ABC):
 
         Args:
             store: where the episodes are.
-            episodes: those that may be sampled, of one split.
+            episodes: those that may be sampled, of one split; parts of one are joined.
             seed: names the random stream.
             batch: number of the global batch.
             size: windows in the global batch, of all processes together.
@@ -58,37 +58,35 @@ class EpisodeDataset(ABC):
             ValueError: if nothing can be sampled. A damaged file is replaced by another window, with a counted warning.
             Unreadable: if files are damaged and what is left is too little for a window.
         """
-        windows = self.sampler.sample(_lengths(episodes), seed, batch, size)[share]
+        joined = left = Joined.of(episodes)
+        windows = self.sampler.sample(joined.lengths, seed, batch, size)[share]
         rows = Rows.empty(store.spec, (len(windows), self.sampler.length))
         for place, window in enumerate(windows):
-            attempt, left = 0, episodes
+            attempt, left = 0, joined
             # The replacement depends on which files are damaged, not on when that was noticed: it resumes exactly.
             while not _filled(rows.part(place), window, store, left):
                 attempt += 1
                 other_seed = int(mix(seed, attempt)[0])
                 if attempt > ATTEMPTS:
-                    left = [name for name in left if store.readable(name)]
+                    left = Joined(name for name in left.names if store.readable(name))
                 try:
-                    window = self.sampler.sample(_lengths(left), other_seed, batch, size)[share][place]
+                    window = self.sampler.sample(left.lengths, other_seed, batch, size)[share][place]
                 except ValueError as error:  # all episodes together were enough, or nothing would have been sampled
                     raise Unreadable(
-                        f"{len(episodes) - len(left)} of {len(episodes)} episodes in {store.path} cannot be read"
+                        f"{len(joined.names) - len(left.names)} of {len(joined.names)} episodes in {store.path} cannot "
+                        "be read"
                         + (f" and of the others {error}" if left else "")
                         + f": `wmlightning data verify {store.path}` names them"
                     ) from None
         return rows.batch()
 
 
-def _lengths(episodes: Sequence[EpisodeName]) -> np.ndarray:
-    return np.array([name.rows for name in episodes], np.int64)
-
-
-def _filled(rows: Rows, window: Window, store: EpisodeStore, episodes: Sequence[EpisodeName]) -> bool:
+def _filled(rows: Rows, window: Window, store: EpisodeStore, episodes: Joined) -> bool:
     filled = 0
     try:
-        for episode, start, length in window.pieces:
+        for name, start, length in (file for piece in window.pieces for file in episodes.files(*piece)):
             whole = length == len(rows.reward)
-            store.read_into(episodes[episode], start, rows if whole else rows.part(slice(filled, filled + length)))
+            store.read_into(name, start, rows if whole else rows.part(slice(filled, filled + length)))
             filled += length
     except DamagedEpisode:
         return False
@@ -117,11 +115,11 @@ class FrameDataset(EpisodeDataset):
 
 @dataclass
 class WholeEpisode:
-    """One episode from reset to end, for prediction.
+    """One episode from reset to end, or one part of it, for prediction.
 
     Args:
         batch: its rows, (1, steps + 1, ...).
-        index: its number in the store; `rank` and `birth` complete its name.
+        index: its number in the store; `rank`, `birth` and `part` complete its name.
         metadata: what was recorded with it.
     """
 
@@ -130,10 +128,16 @@ class WholeEpisode:
     metadata: dict[str, Any] = field(default_factory=dict)
     rank: int = 0
     birth: int = 0
+    part: int = 0
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """(index, rank, part), see `EpisodeName`."""
+        return self.index, self.rank, self.part
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "WholeEpisode":
         """The same episode on another device (Lightning calls this)."""
-        return WholeEpisode(self.batch.to(device, non_blocking), self.index, self.metadata, self.rank, self.birth)
+        return replace(self, batch=self.batch.to(device, non_blocking))
 
     @classmethod
     def read(cls, store: EpisodeStore, name: EpisodeName) -> "WholeEpisode":
@@ -141,4 +145,4 @@ class WholeEpisode:
         contents = store.contents(name)
         rows = Rows.empty(contents.spec, (1, name.rows))
         store.read_into(name, 0, rows.part(0))
-        return cls(rows.batch(), name.index, dict(contents.metadata), name.rank, name.birth)
+        return cls(rows.batch(), name.index, dict(contents.metadata), name.rank, name.birth, name.part)

@@ -9,6 +9,9 @@
         truncations          (500,)           bool
         root attributes      the episode's metadata
 
+A very long episode is several files, its parts: ep-00000123-0-4500-1001.h5, then ep-00000123-0-4600-1001-1.h5, and so
+on. Each begins with the observation that the one before it ended with; `datamodules.joined` reads them as one.
+
 A file is written once and never opened for writing again. A finished name therefore always means a finished file, and
 nothing has to be locked.
 """
@@ -55,21 +58,37 @@ class EpisodeName(NamedTuple):
         rank: the process that recorded it, >= 0.
         birth: the batch count at which it became visible, >= 0.
         rows: steps + 1.
+        part: its place among the parts of an episode that is written in several.
     """
 
     index: int
     rank: int
     birth: int
     rows: int
+    part: int = 0
 
     def __str__(self) -> str:
-        return f"ep-{self.index:08d}-{self.rank}-{self.birth}-{self.rows}.h5"
+        return f"ep-{self.index:08d}-{self.rank}-{self.birth}-{self.rows}{f'-{self.part}' if self.part else ''}.h5"
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """(index, rank, part), which no two files of a store share; a listing is in this order."""
+        return self.index, self.rank, self.part
+
+    @property
+    def age(self) -> tuple[int, int, int, int]:
+        """(birth, index, rank, part): the order in which files came, the oldest first."""
+        return self.birth, *self.place
+
+    def follows(self, other: "EpisodeName") -> bool:
+        """Whether this is the next part of the other's episode."""
+        return self.place == (other.index, other.rank, other.part + 1)
 
     @classmethod
     def parse(cls, name: str) -> "EpisodeName | None":
         """The numbers in a file's name, or None where it is not an episode's."""
-        match = re.fullmatch(r"ep-(\d{8,})-(\d+)-(\d+)-(\d+)\.h5", name)
-        parsed = cls(*map(int, match.groups())) if match else None
+        match = re.fullmatch(r"ep-(\d{8,})-(\d+)-(\d+)-(\d+)(?:-(\d+))?\.h5", name)
+        parsed = cls(*map(int, match.groups(default="0"))) if match else None
         return parsed if parsed is not None and str(parsed) == name and parsed.rows >= 2 else None
 
 

@@ -14,7 +14,7 @@ def within_caps(
 ) -> set[EpisodeName]:
     """The newest episodes that the caps have room for, at least one.
 
-    They are the last ones in the order of (birth, index, rank), so that an episode once out of view never comes back,
+    They are the last ones in the order of `EpisodeName.age`, so that an episode once out of view never comes back,
     and what is in view does not depend on which of the others are still on disk.
 
     Args:
@@ -25,7 +25,7 @@ def within_caps(
     """
     kept: set[EpisodeName] = set()
     size = decisions = 0
-    for name in sorted(listing, key=lambda name: (name.birth, *name), reverse=True):
+    for name in sorted(listing, key=lambda name: name.age, reverse=True):
         decisions += name.rows - 1
         size += 0 if cap_bytes is None else sizes[name]
         full = (cap_bytes is not None and size > cap_bytes) or (cap_decisions is not None and decisions > cap_decisions)

@@ -129,11 +129,11 @@ class EpisodeStore:
             parsed = iter(())
         except OSError as error:
             raise OSError(f"cannot list {self.path} ({error.strerror}): give the folder that holds episodes") from error
-        self._set_listing(sorted(name for name in parsed if name is not None))
+        self._set_listing(sorted((name for name in parsed if name is not None), key=lambda name: name.place))
 
     def _set_listing(self, listing: list[EpisodeName]) -> None:
         self._listing = listing
-        self._taken = {(name.index, name.rank) for name in listing}
+        self._taken = {name.place for name in listing}
         self._lengths: np.ndarray | None = None
         present = set(listing)
         for cache in (self._contents, self._bad, self._sizes):
@@ -145,7 +145,7 @@ class EpisodeStore:
 
     @property
     def listing(self) -> list[EpisodeName]:
-        """The numbers in every file's name, ordered by index, then rank; a position in it is what `read` wants."""
+        """The numbers in every file's name, ordered by `place`; a position in it is what `read` wants."""
         return list(self._listing)
 
     @property
@@ -280,7 +280,7 @@ class EpisodeStore:
         except DamagedEpisode as error:
             raise self._skip(name, str(error)) from None
 
-    def append(self, episode: Episode, index: int | None = None, rank: int = 0, birth: int = 0) -> str:
+    def append(self, episode: Episode, index: int | None = None, rank: int = 0, birth: int = 0, part: int = 0) -> str:
         """Writes a finished episode and returns its file's name. When it returns, the episode survives a power cut.
 
         Args:
@@ -288,6 +288,7 @@ class EpisodeStore:
             index: its number; None takes the next free one.
             rank: the process that recorded it.
             birth: the batch count from which on it may be trained on.
+            part: its place, if it is a part of an episode; then row 0 holds what the part before ended with.
 
         Raises:
             ValueError: if the episode does not fit the store, or its number is taken.
@@ -296,14 +297,15 @@ class EpisodeStore:
         if index is None:
             self.refresh()
             index = 1 + max((name.index for name in self._listing), default=-1)
-        if (index, rank) in self._taken:
-            raise ValueError(f"episode {index} of rank {rank} is in {self.path} already: files never change; renumber")
+        name = EpisodeName(index, rank, birth, len(episode), part)
+        if name.place in self._taken:
+            which = f"part {part} of episode {index}" if part else f"episode {index}"
+            raise ValueError(f"{which} of rank {rank} is in {self.path} already: files never change; renumber")
         check_episode(episode, self._known_spec())
-        name = EpisodeName(index, rank, birth, len(episode))
         content = encode(to_disk(episode), episode.metadata, self.compression)
         write_episode(self.path, str(name), content)
-        bisect.insort(self._listing, name)
-        self._taken.add((index, rank))
+        bisect.insort(self._listing, name, key=lambda name: name.place)
+        self._taken.add(name.place)
         self._lengths = None
         self._sizes[name] = len(content)
         self._spec = self._spec or episode.spec

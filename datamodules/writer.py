@@ -24,7 +24,12 @@ class EpisodeWriter:
         self._open: dict[int, _Recording] = {}
 
     def begin(
-        self, row: int, observation: dict[str, np.ndarray], index: int, metadata: dict[str, Any] | None = None
+        self,
+        row: int,
+        observation: dict[str, np.ndarray],
+        index: int,
+        metadata: dict[str, Any] | None = None,
+        part: int = 0,
     ) -> None:
         """Starts an episode with the observation of its reset.
 
@@ -33,13 +38,14 @@ class EpisodeWriter:
             observation: one observation, copied, e.g. `{"image": uint8 (H, W, C)}`.
             index: the episode's number in the store.
             metadata: plain values kept with it.
+            part: its place, if it is a part of an episode; the observation is the one that the part before ended with.
 
         Raises:
             ValueError: if the row's episode has not ended; call `drop` to forget it.
         """
         if row in self._open:
             raise ValueError(f"row {row} begins an episode but its last one has not ended: drop it first")
-        self._open[row] = _Recording(index, metadata or {}, observation)
+        self._open[row] = _Recording(index, metadata or {}, observation, part)
 
     def step(
         self,
@@ -71,11 +77,11 @@ class EpisodeWriter:
         if not (terminated or truncated):
             return None
         del self._open[row]
-        return self.keep(recording.episode(), recording.index)
+        return self.keep(recording.episode(), recording.index, recording.part)
 
-    def keep(self, episode: Episode, index: int) -> str | None:
+    def keep(self, episode: Episode, index: int, part: int = 0) -> str | None:
         """Stores a finished episode and returns its file's name. A subclass may do without it and return None."""
-        return self.store.append(episode, index, self.rank, self.birth)
+        return self.store.append(episode, index, self.rank, self.birth, part)
 
     def drop(self, row: int) -> None:
         """Forgets the unfinished episode of a row, if it has one (its worker was killed)."""
@@ -83,8 +89,8 @@ class EpisodeWriter:
 
 
 class _Recording:
-    def __init__(self, index: int, metadata: dict[str, Any], observation: dict[str, np.ndarray]) -> None:
-        self.index, self.metadata = index, metadata
+    def __init__(self, index: int, metadata: dict[str, Any], observation: dict[str, np.ndarray], part: int) -> None:
+        self.index, self.metadata, self.part = index, metadata, part
         self.observations = [_copied(observation)]
         self.actions: list[np.ndarray] = []
         self.rewards, self.ends = [0.0], [False]

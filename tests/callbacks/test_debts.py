@@ -84,3 +84,12 @@ def test_a_ledger_knows_its_episodes_among_others():
 def test_a_schedule_that_makes_no_sense_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Schedule(**options)
+
+
+def test_a_ledger_knows_how_much_of_an_open_episode_it_counts():
+    ledger = Ledger(begun=[2], decisions=16, view=[3, 12], open=[[0, 1, 2]])
+    parts = [EpisodeName(1, 0, birth, 5, part) for part, birth in enumerate((0, 4, 8))]
+    listing = [EpisodeName(0, 0, 0, 5), *parts]
+    assert [ledger.counts(name) for name in listing] == [True, True, True, False]
+    assert ledger.in_view(listing) == listing[:3]
+    assert Ledger(**ledger.state()) == ledger

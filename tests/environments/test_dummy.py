@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wmlightning.environments.dummy import DummyCorridor, DummyCounter, DummyPixels
+from wmlightning.environments.dummy import DummyCorridor, DummyCounter, DummyFork, DummyPixels
 
 
 def play(env, action_of, seed):
@@ -16,7 +16,7 @@ def play(env, action_of, seed):
     return np.stack(images), total, terminated, truncated
 
 
-@pytest.mark.parametrize("kind", [DummyPixels, DummyCorridor, DummyCounter])
+@pytest.mark.parametrize("kind", [DummyPixels, DummyCorridor, DummyFork, DummyCounter])
 def test_an_episode_is_a_function_of_its_seed(kind):
     env = kind(size=16, steps=12)
     env.action_space.seed(0)
@@ -53,6 +53,35 @@ def test_the_goal_of_the_corridor_is_terminal_and_a_time_limit_is_not():
     assert total > 0.9
     _, _, terminated, truncated = play(DummyCorridor(steps=7), lambda _: 0, seed=0)
     assert (terminated, truncated) == (False, True)
+
+
+def test_the_ball_takes_every_lane_and_nothing_before_the_fork_foretells_which():
+    env = DummyFork(size=8)
+    episodes = [(*play(env, lambda _: [0.0], seed), env.lane, env.paddle) for seed in range(60)]
+    assert {lane for *_, lane, _ in episodes} == {0.0, 0.5, 1.0}
+    for images, total, terminated, truncated, lane, paddle in episodes:
+        assert len(images) == 8
+        assert (terminated, truncated) == (True, False)
+        assert total == 1 - 2 * abs(lane - paddle)
+        white = [np.argwhere((image == 255).all(-1))[0].tolist() for image in images]
+        assert white == [[4 if t < 3 else round(7 * lane), t] for t in range(8)]
+
+
+def test_waiting_in_the_middle_catches_what_a_guess_before_the_fork_misses():
+    def wait(env):
+        goal = env.lane if env.time >= env.fork else 0.5
+        return [np.clip((goal - env.paddle) / 0.15, -1, 1)]
+
+    def guess(env):
+        return [np.clip((env.lane if env.time >= env.fork else 0.0) - env.paddle, -0.15, 0.15) / 0.15]
+
+    waited, guessed, still = (
+        np.mean([play(DummyFork(size=8), policy, seed)[1] for seed in range(60)])
+        for policy in (wait, guess, lambda _: [0.0])
+    )
+    assert waited > 0.99
+    assert guessed < 0.85
+    assert still < 0.5
 
 
 def test_the_counter_spells_out_its_history():

@@ -10,7 +10,12 @@ import pytest
 from gymnasium import spaces
 
 from datamodules.episode import Spec
+from datamodules.store import EpisodeStore
+from datamodules.writer import EpisodeWriter
 from wmlightning.environments.factory import EnvFactory
+from wmlightning.environments.rollout import rollout
+from wmlightning.environments.wrappers import Pixels
+from wmlightning.policies import HeldActionsPolicy
 from wmlightning.recipes import build_recipe, recipe_of
 
 
@@ -55,7 +60,7 @@ def test_the_registered_time_limit_is_kept_unless_another_is_given():
 
 
 def test_a_factory_is_rebuilt_from_its_recipe():
-    factory = EnvFactory("wmlightning/DummyPixels-v0", 2, 16, 40, [8, 40], True, "render", {"steps": 30})
+    factory = EnvFactory("wmlightning/DummyPixels-v0", 2, 16, 40, [8, 40], True, "render", {"steps": 30}, True)
     again = build_recipe(recipe_of(factory))
     images = [f.make().reset(seed=4)[0]["image"] for f in (factory, again)]
     np.testing.assert_array_equal(*images)
@@ -140,11 +145,49 @@ def test_what_cannot_be_made_says_in_one_line_what_to_do(arguments, says):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("beginning", "package"), [("ALE/Pong-v5", "ale-py"), ("MiniGrid-Empty-5x5-v0", "minigrid")])
-def test_a_missing_package_is_named(monkeypatch, beginning, package):
-    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
-    with pytest.raises(ValueError, match=f'pip install "{package}"'):
-        EnvFactory(beginning).make()
+@pytest.mark.parametrize(
+    ("id", "module", "extra"), [("ALE/Pong-v5", "ale_py", "atari"), ("MiniGrid-Empty-5x5-v0", "minigrid", "minigrid")]
+)
+def test_a_missing_package_is_named(monkeypatch, id, module, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf'pip install "wmlightning\[{extra}\]"'):
+        EnvFactory(id).make()
+
+
+def test_gray_is_the_luminance_in_one_channel_wherever_a_picture_comes_from():
+    pictures = {
+        gray: EnvFactory("wmlightning/DummyPixels-v0", size=16, gray=gray).make().reset(seed=1)[0]["image"]
+        for gray in (False, True)
+    }
+    red, green, blue = np.moveaxis(pictures[False].astype(float), -1, 0)
+    np.testing.assert_allclose(pictures[True][..., 0], 0.299 * red + 0.587 * green + 0.114 * blue, atol=1)
+    rendered = EnvFactory("Pendulum-v1", size=64, gray=True)
+    assert rendered.spec.observation == {"image": ((64, 64, 1), "uint8")}
+    assert rendered.make().reset(seed=0)[0]["image"].shape == (64, 64, 1)
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 1), (16, 16), (16, 16, 1)])
+@pytest.mark.parametrize("gray", [False, True])
+def test_a_picture_of_one_channel_is_kept_or_repeated_as_asked(shape, gray):
+    picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    seen = Pixels(Tiny(), lambda _: picture, 16, gray=gray).observe(None)["image"]
+    assert seen.shape == (16, 16, 1 if gray else 3)
+    assert seen.dtype == np.uint8
+    assert (seen == seen[..., :1]).all()
+    if shape[0] == 16:
+        np.testing.assert_array_equal(seen[..., 0], picture.reshape(16, 16))
+        assert not np.shares_memory(seen, picture), "The environment may draw into the same array again."
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_gray_pictures_come_through_the_board_and_into_the_store(workers, tmp_path):
+    factory = EnvFactory("wmlightning/DummyPixels-v0", size=16, gray=True, kwargs={"steps": 3})
+    store = EpisodeStore(tmp_path)
+    with factory.vector(2, workers) as envs:
+        assert envs.look()["image"].shape == (2, 16, 16, 1)
+        rollout(envs, HeldActionsPolicy(2, 1), [5, 6], writer=EpisodeWriter(store))
+    assert EpisodeStore(tmp_path).spec == factory.spec
+    np.testing.assert_array_equal(store.read(1).observation["image"][0], factory.make().reset(seed=6)[0]["image"])
 
 
 @pytest.mark.parametrize(

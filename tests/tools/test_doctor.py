@@ -16,7 +16,18 @@ def only(monkeypatch):
     """Leaves out the other checks, which cost seconds."""
 
     def keep(*names):
-        for name in ("_python", "_packages", "_device", "_classic", "_box2d", "_doom", "_dm_control"):
+        checks = (
+            "_python",
+            "_packages",
+            "_device",
+            "_classic",
+            "_box2d",
+            "_doom",
+            "_dm_control",
+            "_atari",
+            "_minigrid",
+        )
+        for name in checks:
             if name not in names:
                 monkeypatch.setattr(doctor, name, lambda: "left out")
 
@@ -30,7 +41,8 @@ def only(monkeypatch):
 def test_every_suite_of_the_extras_renders_here():
     lines = diagnose()
     assert all(good for good, _ in lines), lines
-    for id in ("Pendulum-v1", "CarRacing-v3", "VizdoomTakeCover-v1", "dm_control/cartpole-swingup-v0"):
+    suites = ("Pendulum-v1", "CarRacing-v3", "VizdoomTakeCover-v1", "dm_control/cartpole-swingup-v0")
+    for id in (*suites, "ALE/Pong-v5", "MiniGrid-Empty-Random-5x5-v0"):
         assert any(f"{id} renders 64x64" in line for _, line in lines)
 
 
@@ -39,6 +51,8 @@ def test_every_suite_of_the_extras_renders_here():
     [
         ("_doom", "vizdoom.gymnasium_wrapper", "VizdoomTakeCover-v1", "doom"),
         ("_dm_control", "dm_control", "dm_control/cartpole-swingup-v0", "dmc"),
+        ("_atari", "ale_py", "ALE/Pong-v5", "atari"),
+        ("_minigrid", "minigrid", "MiniGrid-Empty-Random-5x5-v0", "minigrid"),
     ],
 )
 def test_a_missing_extra_is_one_line_with_the_command(monkeypatch, only, check, module, id, extra):

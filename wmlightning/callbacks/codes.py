@@ -41,7 +41,7 @@ class CodeWriter(BasePredictionWriter):
         self.path, self.stale = os.fspath(path), stale
         self._fingerprint = ""
         self._store: EpisodeStore | None = None
-        self._present: set[tuple[int, int]] = set()
+        self._present: set[tuple[int, int, int]] = set()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at what was written before."""
@@ -61,7 +61,7 @@ class CodeWriter(BasePredictionWriter):
                 os.unlink(f"{self.path}/{name}")
         trainer.strategy.barrier()
         self._store = EpisodeStore(self.path)
-        self._present = {(name.index, name.rank) for name in self._store.listing}
+        self._present = {name.place for name in self._store.listing}
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, EpisodeDataModule):
             data.predicted = self._present  # their images need not be read
@@ -77,7 +77,7 @@ class CodeWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Writes one episode."""
-        if (batch.index, batch.rank) in self._present:
+        if batch.place in self._present:
             return
         rows = batch.batch
         episode = Episode(
@@ -86,4 +86,4 @@ class CodeWriter(BasePredictionWriter):
             metadata=batch.metadata | {"vae": self._fingerprint},
         )
         assert self._store is not None
-        self._store.append(episode, batch.index, batch.rank, batch.birth)
+        self._store.append(episode, batch.index, batch.rank, batch.birth, batch.part)

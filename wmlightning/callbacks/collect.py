@@ -1,8 +1,8 @@
 """How an online agent comes by its data: `Collect`."""
 
 import time
-from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from datamodules.lifetimes import set_aside
 from datamodules.store import EpisodeStore
 from datamodules.writer import EpisodeWriter
 from wmlightning.callbacks.debts import Ledger, Schedule, share
-from wmlightning.callbacks.playing import BetweenEpochs, batches_trained
+from wmlightning.callbacks.playing import BetweenEpochs, Seeds, batches_trained, episode_seed
+from wmlightning.environments.factory import EnvFactory
+from wmlightning.environments.parts import PartedVectorEnv, PartsPolicy, PartsWriter, games_of
+from wmlightning.environments.rollout import EpisodeResult
+from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.policies.exploration import ExplorationPolicy, HeldActionsPolicy
-from wmlightning.seeds import derive_seed
-
-STREAM = 5
-"""Sets the seeds of collected episodes apart from all others."""
 
 
 class Collect(BetweenEpochs):
@@ -41,6 +41,12 @@ class Collect(BetweenEpochs):
     (what was played and not owed, in the unit that is owed), `collect/replay_age` (mean age in batches of the
     decisions learned from), `collect/steps_per_second` (environment) and `collect/updates_per_second` (learning).
 
+    Where episodes are so long that the policy would stand still (27,000 decisions in Atari), `max_segment` has them
+    played in parts, which are stored and learned from at once; between parts the agent learns and the game waits. Then
+    all is counted in decisions, `collect/return` is the mean of the games that have ended, and a run that is resumed
+    begins its open games anew: what was stored of them stays, cut short there, as by a time limit. So such a run is
+    continued soundly, but not exactly.
+
     Args:
         prefill_episodes: episodes before the first update; 5 where neither it nor prefill_decisions is given.
         prefill_decisions: decisions before the first update.
@@ -48,11 +54,15 @@ class Collect(BetweenEpochs):
         decisions_per_update: decisions for every update; may be a fraction.
         prefill_policy: who plays before the first update; null for uniformly random actions.
         policy: who plays afterwards; null for the agent itself.
+        environment: where, if not in the agent's own: the same task with rules for training only (Dreamer V1's lost
+            lives on Atari).
+        max_segment: most decisions played at a stretch; null for whole episodes.
         num_envs: environments side by side in each process, which the agent sees as one batch.
         num_workers: processes they are spread over; 0 keeps them in this one.
 
     Raises:
-        ValueError: if both of a pair are given, the stage does not act, or the store belongs to another run.
+        ValueError: if both of a pair are given, the stage does not act, the store belongs to another run, parts are
+            to be played of episodes that are owed whole, or the environment looks unlike the agent's.
     """
 
     def __init__(
@@ -63,11 +73,21 @@ class Collect(BetweenEpochs):
         decisions_per_update: float | int | None = None,
         prefill_policy: ExplorationPolicy | None = None,
         policy: ExplorationPolicy | None = None,
+        environment: EnvFactory | None = None,
+        max_segment: int | None = None,
         num_envs: int = 1,
         num_workers: int = 0,
     ) -> None:
         super().__init__(num_envs, num_workers)
         self.schedule = Schedule(prefill_episodes, prefill_decisions, episodes_per_epoch, decisions_per_update)
+        self.environment, self.max_segment = environment, max_segment
+        if max_segment is not None and (
+            max_segment < 1 or {self.schedule.prefill_unit, self.schedule.unit} != {"decisions"}
+        ):
+            raise ValueError(
+                f"max_segment is {max_segment}, which wants at least 1, and all that is owed in decisions: set "
+                "prefill_decisions and decisions_per_update"
+            )
         self.prefill_policy, self.policy = prefill_policy, policy
         self.ledger, self.resumed = Ledger(), False
         self._most_spared = 0
@@ -92,6 +112,12 @@ class Collect(BetweenEpochs):
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and not hasattr(getattr(trainer, "datamodule", None), "store"):
             raise ValueError("Collect wants a datamodule with a store of episodes: give data an EpisodeDataModule")
+        own = getattr(pl_module, "environment", None)
+        if self.environment is not None and own is not None and self.environment.spec != own.spec:
+            raise ValueError(
+                f"Collect is to play in {self.environment.id}, {self.environment.spec}, but the agent plays "
+                f"{own.id}, {own.spec}: give both the same pictures and actions"
+            )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Sets aside what the run does not know, before anybody reads."""
@@ -112,6 +138,8 @@ class Collect(BetweenEpochs):
                 f"the checkpoint learned from {self.ledger.view[0]} episodes with {self.ledger.view[1]} decisions but "
                 f"{store.path} has {found[0]} of them with {found[1]}: give data.path the folder of that run"
             )
+        # Nobody plays on what was open then.
+        self.ledger.open = []
         self._check_environment(store, pl_module)
 
     def _check_own(self, store: EpisodeStore, names: list[EpisodeName], agent: Any) -> None:
@@ -160,49 +188,78 @@ class Collect(BetweenEpochs):
             self._log(trainer, metrics)
         self._learning_since = time.monotonic(), updates
 
+    def envs(self, agent: Any) -> PixelVectorEnv:
+        """The environments, made when first asked for."""
+        if self._envs is not None:
+            return self._envs
+        environment, rank = self.environment or agent.environment, agent.global_rank
+        if self.max_segment is None:
+            envs = environment.vector(self.num_envs, self.num_workers)
+        else:
+            seed_of, sizes = partial(episode_seed, agent.seed, rank), (self.num_envs, self.num_workers)
+            envs = environment.parted(*sizes, self.max_segment, seed_of, self.ledger.first(rank))
+        self._envs = envs
+        return envs
+
     def _collect(self, trainer: Any, agent: Any, unit: str, debt: int, prefill: bool) -> dict[str, float]:
-        rank, world, data = trainer.global_rank, trainer.world_size, trainer.datamodule
+        rank, world = trainer.global_rank, trainer.world_size
         mine = share(debt, rank, world, self.ledger.episodes % world)
-        first = self.ledger.begun[rank] if rank < len(self.ledger.begun) else 0
-        # Deleting is for `_take_stock`, which knows what the checkpoints need.
-        store = EpisodeStore(data.path, compression=data.store.compression)
-        began, results, stopped, env_steps = time.monotonic(), [], False, 0
+        began, first, envs = time.monotonic(), self.ledger.first(rank), self.envs(agent)
+        before, results, stopped = envs.env_steps_made, [], False
         if mine:
-            before = self.envs(agent).env_steps_made
-            with tqdm(total=mine, desc="collect", unit=unit[:-1], leave=False, delay=2, disable=rank > 0) as bar:
-
-                def progress(finished: int, _: int, decisions: int) -> None:
-                    bar.update(min(mine, finished if unit == "episodes" else decisions) - bar.n)
-
-                results, stopped = self.play(
-                    trainer,
-                    agent,
-                    self._player(agent, prefill),
-                    # An episode has at least one decision.
-                    Seeds(agent.seed, rank, first, mine),
-                    indices=range(first, first + mine),
-                    writer=EpisodeWriter(store, rank, batches_trained(trainer)),
-                    progress=progress,
-                    may_begin=(lambda decisions: decisions < mine) if unit == "decisions" else None,
-                )
-            env_steps = self.envs(agent).env_steps_made - before
-        total = sum(result.total_reward for result in results)
-        decisions = sum(result.decisions for result in results)
-        seconds = time.monotonic() - began
-        rows = self.exchange(trainer, stopped, [len(results), decisions, env_steps, total, seconds])
-        episodes, decided, stepped, returns, lasted = zip(*rows, strict=True)
-        self.ledger.add([int(count) for count in episodes], int(sum(decided)), int(sum(stepped)))
+            results, stopped = self._play(trainer, agent, unit, mine, prefill)
+        decisions, played = sum(result.decisions for result in results), games_of(envs, results, first)
+        counts = [decisions, envs.env_steps_made - before, time.monotonic() - began]
+        rows = self.exchange(trainer, stopped, [*counts, *played])
+        decided, stepped, lasted, begun, ended, returns, *paused = (list(column) for column in zip(*rows, strict=True))
+        still_open = [
+            [number, int(index), int(parts)]
+            for indices, finished_parts in zip(paused[::2], paused[1::2], strict=True)
+            for number, (index, parts) in enumerate(zip(indices, finished_parts, strict=True))
+            if index >= 0
+        ]
+        self.ledger.add([int(count) for count in begun], int(sum(decided)), int(sum(stepped)), still_open)
         metrics = {
-            "collect/return": sum(returns) / sum(episodes),
             "collect/env_steps": float(self.ledger.env_steps),
             "collect/episodes": float(self.ledger.episodes),
             "collect/decisions": float(self.ledger.decisions),
             "collect/steps_per_second": sum(stepped) / max(lasted),
         }
+        if sum(ended):
+            metrics["collect/return"] = sum(returns) / sum(ended)
         if self._learning_since is not None and trainer.global_step > self._learning_since[1]:
             since, updates = self._learning_since
             metrics["collect/updates_per_second"] = (trainer.global_step - updates) / (began - since)
         return metrics
+
+    def _play(self, trainer: Any, agent: Any, unit: str, mine: int, prefill: bool) -> tuple[list[EpisodeResult], bool]:
+        rank, data, envs = trainer.global_rank, trainer.datamodule, self.envs(agent)
+        # Deleting is for `_take_stock`, which knows what the checkpoints need.
+        store = EpisodeStore(data.path, compression=data.store.compression)
+        first, birth = self.ledger.first(rank), batches_trained(trainer)
+        player, writer = self._player(agent, prefill), EpisodeWriter(store, rank, birth)
+        if isinstance(envs, PartedVectorEnv):
+            player, writer = PartsPolicy(player, envs), PartsWriter(envs, store, rank, birth)
+        with tqdm(total=mine, desc="collect", unit=unit[:-1], leave=False, delay=2, disable=rank > 0) as bar:
+
+            def progress(finished: int, _: int, decisions: int) -> None:
+                bar.update(min(mine, finished if unit == "episodes" else decisions) - bar.n)
+
+            results, stopped = self.play(
+                trainer,
+                agent,
+                player,
+                # An episode, or a part of one, has at least one decision.
+                Seeds(agent.seed, rank, first, mine),
+                indices=range(first, first + mine),
+                writer=writer,
+                progress=progress,
+                may_begin=(lambda decisions: decisions < mine) if unit == "decisions" else None,
+            )
+        if isinstance(player, PartsPolicy):
+            # Who plays before the first update has nothing to tell the agent.
+            player.leave(forget=prefill)
+        return results, stopped
 
     def _player(self, agent: Any, prefill: bool) -> Any:
         if prefill:
@@ -270,23 +327,3 @@ class Collect(BetweenEpochs):
 
     def _axis(self) -> torch.Tensor:
         return torch.tensor(float(self.steps_played), dtype=torch.float64)
-
-
-class Seeds(Sequence[int]):
-    """The environment seeds of a process's episodes first, first + 1, ..., each made when it is asked for."""
-
-    def __init__(self, seed: int, rank: int, first: int, number: int) -> None:
-        self.seed, self.rank, self.first, self.number = seed, rank, first, number
-
-    def __len__(self) -> int:
-        """How many."""
-        return self.number
-
-    def __getitem__(self, job: int) -> int:  # type: ignore[override]
-        """The seed of the job-th of them."""
-        return episode_seed(self.seed, self.rank, self.first + job)
-
-
-def episode_seed(seed: int, rank: int, index: int) -> int:
-    """The environment seed of the index-th episode that a process begins."""
-    return derive_seed(seed, rank, index, STREAM)

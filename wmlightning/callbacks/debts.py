@@ -19,11 +19,12 @@ class Ledger:
     """What has been played.
 
     Args:
-        begun: episodes that each process has begun, all of them finished.
+        begun: episodes that each process has begun, all of them finished but for those that are open.
         decisions: actions chosen in them.
         env_steps: environment steps made, those of episodes that came to nothing included.
         prefilled: updates, episodes and decisions when the prefill was done; empty before.
-        view: episodes and decisions that are learned from.
+        view: episodes (or parts of such) and decisions that are learned from.
+        open: (rank, index, finished parts) of each episode that is still being played, part by part.
     """
 
     begun: list[int] = field(default_factory=list)
@@ -31,27 +32,41 @@ class Ledger:
     env_steps: int = 0
     prefilled: list[int] = field(default_factory=list)
     view: list[int] = field(default_factory=lambda: [0, 0])
+    open: list[list[int]] = field(default_factory=list)
 
     @property
     def episodes(self) -> int:
         """Episodes of all processes."""
         return sum(self.begun)
 
-    def add(self, episodes: list[int], decisions: int, env_steps: int) -> None:
-        """Takes down a collection: the episodes of each process, decisions and environment steps of all together."""
+    def first(self, rank: int) -> int:
+        """The number of the next episode that a process begins."""
+        return self.begun[rank] if rank < len(self.begun) else 0
+
+    def add(self, episodes: list[int], decisions: int, env_steps: int, open: list[list[int]] | None = None) -> None:
+        """Takes down a collection: the episodes of each process, decisions and environment steps of all together.
+
+        Args:
+            episodes: begun by each process.
+            decisions: of all.
+            env_steps: of all.
+            open: (rank, index, finished parts) of each that is not finished.
+        """
         world = max(len(episodes), len(self.begun))
         before, new = (counts + [0] * (world - len(counts)) for counts in (self.begun, episodes))
         self.begun = [old + more for old, more in zip(before, new, strict=True)]
         self.decisions += decisions
         self.env_steps += env_steps
+        self.open = open or []
 
     def counts(self, name: EpisodeName) -> bool:
-        """Whether this episode is among those played."""
-        return name.rank < len(self.begun) and name.index < self.begun[name.rank]
+        """Whether this episode, or part of one, is among those played."""
+        begun = name.rank < len(self.begun) and name.index < self.begun[name.rank]
+        return begun and all(name.part < parts for *game, parts in self.open if game == [name.rank, name.index])
 
     def in_view(self, listing: list[EpisodeName]) -> list[EpisodeName]:
         """Those of the listing that were learned from when this ledger was written: the newest it counts."""
-        counted = sorted(filter(self.counts, listing), key=lambda name: (name.birth, *name))
+        counted = sorted(filter(self.counts, listing), key=lambda name: name.age)
         return counted[max(0, len(counted) - self.view[0]) :]
 
     def state(self) -> dict[str, Any]:

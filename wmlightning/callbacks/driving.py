@@ -11,7 +11,7 @@ from lightning import Trainer
 from torch import Tensor
 
 from wmlightning.callbacks.charts import line_chart
-from wmlightning.callbacks.images import Picture, captioned, evenly
+from wmlightning.callbacks.images import Picture, captioned, evenly, to_frames
 from wmlightning.callbacks.pictures import LogPictures, PictureBook
 from wmlightning.environments.dream import Dream, DreamEnv
 from wmlightning.environments.factory import EnvFactory
@@ -113,7 +113,7 @@ def drive_dream(
 def _film(pictures: Sequence[Any], returns: Sequence[float] | np.ndarray, frames: int, note: str) -> list[Picture]:
     """At most so many of the pictures, evenly, with step and return below."""
     chosen = evenly(len(pictures), frames)
-    return [captioned(pictures[k], f"{note}step {k}  return {returns[k]:.1f}") for k in chosen]
+    return [captioned(to_frames(pictures[k]), f"{note}step {k}  return {returns[k]:.1f}") for k in chosen]
 
 
 def _actions(policy: Any) -> Callable[[np.ndarray], Any]:

@@ -13,6 +13,10 @@ from wmlightning.callbacks.pictures import undisturbed
 from wmlightning.environments.rollout import EpisodeResult, rollout
 from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.interfaces import Policy
+from wmlightning.seeds import derive_seed
+
+STREAM = 5
+"""Sets the seeds of collected episodes apart from all others."""
 
 
 def batches_trained(trainer: Trainer) -> int:
@@ -115,3 +119,23 @@ class BetweenEpochs(Callback, ABC):
         envs, self._envs = self._envs, None
         if envs is not None:
             envs.close()
+
+
+class Seeds(Sequence[int]):
+    """The environment seeds of a process's episodes first, first + 1, ..., each made when it is asked for."""
+
+    def __init__(self, seed: int, rank: int, first: int, number: int) -> None:
+        self.seed, self.rank, self.first, self.number = seed, rank, first, number
+
+    def __len__(self) -> int:
+        """How many."""
+        return self.number
+
+    def __getitem__(self, job: int) -> int:  # type: ignore[override]
+        """The seed of the job-th of them."""
+        return episode_seed(self.seed, self.rank, self.first + job)
+
+
+def episode_seed(seed: int, rank: int, index: int) -> int:
+    """The environment seed of the index-th episode that a process begins."""
+    return derive_seed(seed, rank, index, STREAM)

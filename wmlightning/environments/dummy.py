@@ -1,10 +1,11 @@
-"""Three tiny pixel environments for tests and notebooks: deterministic given a seed, and drawn in microseconds.
+"""Four tiny pixel environments for tests and notebooks: deterministic given a seed, and drawn in microseconds.
 
 They draw at the size asked for (`size`), return the picture as their observation and know nothing of the wrappers.
 They are registered with gymnasium when this module is imported, without a time limit of gymnasium's:
 
     wmlightning/DummyPixels-v0     drive a red dot to a green one; continuous actions, ends by truncation only
     wmlightning/DummyCorridor-v0   walk to the goal at the right; discrete actions, the goal is terminal
+    wmlightning/DummyFork-v0       catch a ball whose way branches by chance; continuous actions, arriving is terminal
     wmlightning/DummyCounter-v0    the picture spells out step and last action; for tests of time alignment
 """
 
@@ -127,6 +128,47 @@ class DummyCorridor(DummyEnv):
         return picture
 
 
+class DummyFork(DummyEnv):
+    """A ball rolls to the right, and at a fork takes one of three lanes by chance; a paddle waits at the right wall.
+
+        time    0    1    2    3    4    5    6    7
+                               o    o    o    o   |o|      one of three lanes,
+                o    o    o                       | |      which no picture before time 3 foretells
+                                                  | |
+
+    Actions are velocities of the paddle in [-1, 1], moved by 0.15 a step. The arrival is terminal and pays 1 less twice
+    the distance between paddle and ball, in units of the picture: 1 for a catch, -1 for the far end; nothing else pays.
+    From the middle the paddle reaches every lane after the fork, from one end never the other: so it is best to wait
+    there, and whoever is certain of a lane before the fork loses.
+    """
+
+    columns, fork, lanes = 8, 3, (0.0, 0.5, 1.0)
+
+    def __init__(self, size: int = 64, steps: int = 50, render_mode: str | None = None) -> None:
+        super().__init__(size, steps, render_mode)
+        self.action_space = spaces.Box(-1, 1, (1,), np.float32)
+        self.lane, self.paddle = 0.5, 0.5
+
+    def begin(self) -> None:
+        """Tosses the lane and places the paddle."""
+        self.lane = self.lanes[int(self.np_random.integers(len(self.lanes)))]
+        self.paddle = float(self.np_random.uniform(0.25, 0.75))
+
+    def move(self, action: Any) -> tuple[float, bool]:
+        """Rolls the ball on and moves the paddle; the walls stop it."""
+        self.paddle = float(np.clip(self.paddle + 0.15 * float(np.asarray(action)[0]), 0, 1))
+        arrived = self.time == self.columns - 1
+        return (1.0 - 2.0 * abs(self.paddle - self.lane) if arrived else 0.0), arrived
+
+    def render(self) -> np.ndarray:
+        """Paddle and ball on dark blue, (size, size, 3) uint8."""
+        picture = np.full((self.size, self.size, 3), (0, 0, 40), np.uint8)
+        self.square(picture, 1.0, self.paddle, (0, 255, 0))
+        height = self.lane if self.time >= self.fork else 0.5
+        self.square(picture, min(1.0, self.time / (self.columns - 1)), height, (255, 255, 255))
+        return picture
+
+
 class DummyCounter(DummyEnv):
     """Spells out its own history: red is the step, green and blue the last action, and the reward is the step.
 
@@ -153,5 +195,5 @@ class DummyCounter(DummyEnv):
         return np.full((self.size, self.size, 3), color, np.uint8)
 
 
-for _name in ("DummyPixels", "DummyCorridor", "DummyCounter"):
+for _name in ("DummyPixels", "DummyCorridor", "DummyFork", "DummyCounter"):
     gym.register(f"wmlightning/{_name}-v0", entry_point=f"{__name__}:{_name}")

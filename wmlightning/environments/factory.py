@@ -1,11 +1,13 @@
 """EnvFactory: the recipe of an environment, from which one, or many side by side, are made."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 
 from datamodules.episode import Spec
+from wmlightning.environments.parts import PartedVectorEnv
 from wmlightning.environments.suites import find_spec, make_env, make_registered
 from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.recipes import Recorded
@@ -14,15 +16,15 @@ from wmlightning.recipes import Recorded
 class EnvFactory(Recorded):
     """Makes any registered gymnasium id look alike: pixels in, [-1, 1] or one-hot actions out.
 
-    Two families have the papers' habits: CarRacing, and ViZDoom's Take Cover, which takes one number: below -1/3 left,
-    above 1/3 right, else stay (see `environments.doom`).
+    Three families have the papers' habits: CarRacing; ViZDoom's Take Cover, which takes one number: below -1/3 left,
+    above 1/3 right, else stay (see `environments.doom`); and Atari, `ALE/<Game>-v5` (see `environments.atari`).
 
     Args:
         id: a gymnasium id, such as CarRacing-v3 or wmlightning/DummyPixels-v0; "module:id" imports module first.
         action_repeat: environment steps a decision; their rewards are summed, and only the last one is drawn.
         size: side of the square image in pixels.
         time_limit: environment steps after which an episode is truncated; None keeps the id's registered limit, or the
-            suite's habit (VizdoomTakeCover: 2,100).
+            suite's habit (VizdoomTakeCover: 2,100; Atari: 108,000).
         crop: rows [first, last) of the picture to keep; "auto" is the suite's habit (CarRacing: [0, 84], which cuts
             the indicators off; others: all), None keeps all.
         ignore_termination: step past the end until the time limit, as the World Models collection did; rewards after
@@ -30,6 +32,7 @@ class EnvFactory(Recorded):
         pixels: where pictures come from: the key of an observation entry, "render" for `rgb_array` rendering, or None
             for the native observation if it is an image at least 32 pixels a side, and rendering otherwise.
         kwargs: further arguments of the environment itself, such as {lap_complete_percent: 1.0}.
+        gray: images of one channel, the luminance, instead of three.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class EnvFactory(Recorded):
         ignore_termination: bool = False,
         pixels: str | None = None,
         kwargs: dict[str, Any] | None = None,
+        gray: bool = False,
     ) -> None:
         for name, value in (("action_repeat", action_repeat), ("size", size), ("time_limit", time_limit)):
             if value is not None and value < 1:
@@ -49,7 +53,7 @@ class EnvFactory(Recorded):
         rows = isinstance(crop, list | tuple) and len(crop) == 2 and 0 <= crop[0] < crop[1]
         if not (rows or crop is None or crop == "auto"):
             raise ValueError(f"crop is {crop!r} but wants auto, null, or rows [first, last) such as [0, 84]")
-        self.id, self.action_repeat, self.size = id, action_repeat, size
+        self.id, self.action_repeat, self.size, self.channels = id, action_repeat, size, 1 if gray else 3
         self._make_arguments = {
             "id": id,
             "action_repeat": action_repeat,
@@ -59,11 +63,12 @@ class EnvFactory(Recorded):
             "ignore_termination": ignore_termination,
             "pixels": pixels,
             "kwargs": kwargs,
+            "gray": gray,
         }
         self._spec: Spec | None = None
 
     def make(self) -> gym.Env:
-        """One environment: observation {"image": uint8 (size, size, 3)}, action Box, info["env_steps"]."""
+        """One environment: observation {"image": uint8 (size, size, channels)}, action Box, info["env_steps"]."""
         return make_env(**self._make_arguments)
 
     @property
@@ -72,7 +77,7 @@ class EnvFactory(Recorded):
         if self._spec is None:
             env = self.make()
             self._spec = Spec(
-                {"image": ((self.size, self.size, 3), "uint8")},
+                {"image": ((self.size, self.size, self.channels), "uint8")},
                 int(env.action_space.shape[0]),  # type: ignore[index]
                 # The house's actions are [0, 1] where one of several is chosen and [-1, 1] elsewhere.
                 discrete=bool((env.action_space.low == 0).all()),  # type: ignore[attr-defined]
@@ -82,10 +87,20 @@ class EnvFactory(Recorded):
 
     def vector(self, num_envs: int, num_workers: int = 0, timeout: float = 120.0) -> PixelVectorEnv:
         """num_envs of them side by side, in num_workers processes; 0 keeps them in this one."""
+        return PixelVectorEnv(*self._vector_arguments(num_envs, num_workers, timeout))
+
+    def parted(
+        self, num_envs: int, num_workers: int, max_segment: int, seed_of: Callable[[int], int], first: int = 0
+    ) -> PartedVectorEnv:
+        """As `vector`, for long games in parts of at most max_segment decisions; see `PartedVectorEnv`."""
+        arguments = self._vector_arguments(num_envs, num_workers, 120.0)
+        return PartedVectorEnv(*arguments, max_segment=max_segment, seed_of=seed_of, first=first)
+
+    def _vector_arguments(self, num_envs: int, num_workers: int, timeout: float) -> tuple:
         description = {
             "environment": self.id,
             "action_repeat": self.action_repeat,
             "discrete": self.spec.discrete,
         }
         make = partial(make_registered, find_spec(self.id), self._make_arguments)
-        return PixelVectorEnv(make, num_envs, num_workers, timeout, description)
+        return make, num_envs, num_workers, timeout, description

@@ -21,7 +21,7 @@ class Board:
         order: uint8 (n,), what each row shall do next: IDLE, STEP or RESET.
         seed: int64 (n,), read at a RESET; negative for none.
         action: float32 (n, A), read at a STEP.
-        image: uint8 (n, size, size, 3), what was seen last.
+        image: uint8 (n, size, size, channels), what was seen last.
         reward: float64 (n,), of the last STEP.
         terminated: bool (n,), whether the last STEP ended the world.
         truncated: bool (n,), whether it was cut.
@@ -38,13 +38,15 @@ class Board:
     env_steps: np.ndarray
 
 
-def board_over(buffer: memoryview | None, num_rows: int, action_size: int, size: int) -> tuple[Board, int]:
+def board_over(
+    buffer: memoryview | None, num_rows: int, action_size: int, size: int, channels: int = 3
+) -> tuple[Board, int]:
     """Lays a board over a buffer; without one, over fresh memory. Returns it and the bytes it needs."""
     layout = {
         "order": ((num_rows,), np.uint8),
         "seed": ((num_rows,), np.int64),
         "action": ((num_rows, action_size), np.float32),
-        "image": ((num_rows, size, size, 3), np.uint8),
+        "image": ((num_rows, size, size, channels), np.uint8),
         "reward": ((num_rows,), np.float64),
         "terminated": ((num_rows,), np.bool_),
         "truncated": ((num_rows,), np.bool_),

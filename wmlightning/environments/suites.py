@@ -26,8 +26,8 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
 PACKAGES = {
-    "ALE/": ("ale_py", "ale-py"),
-    "MiniGrid": ("minigrid", "minigrid"),
+    "ALE/": ("ale_py", "wmlightning[atari]"),
+    "MiniGrid": ("minigrid", "wmlightning[minigrid]"),
     "Vizdoom": ("vizdoom.gymnasium_wrapper", "wmlightning[doom]"),
 }
 """Beginnings of ids that another package registers: the module to import, the package to install."""
@@ -66,6 +66,7 @@ def make_env(
     ignore_termination: bool = False,
     pixels: str | None = None,
     kwargs: dict[str, Any] | None = None,
+    gray: bool = False,
 ) -> gym.Env:
     """Builds one environment; the arguments are `EnvFactory`'s.
 
@@ -74,12 +75,12 @@ def make_env(
             pixels, no time limit where one is needed, or actions of another kind.
     """
     spec = find_spec(id)
-    raw = make_raw(spec, kwargs or {}, pixels, crop, size)
+    raw = make_raw(spec, kwargs or {}, pixels, crop, size, gray)
     limit = next((n for n in (time_limit, spec.max_episode_steps, raw.time_limit) if n is not None), None)
     if ignore_termination and limit is None:
         raise ValueError(f"{id} registers no time limit, so ignoring termination would never end: set time_limit")
     env = raw.decisions(raw.actions(raw.env), action_repeat, limit, ignore_termination)
-    return Pixels(env, raw.look, size, raw.crop)
+    return Pixels(env, raw.look, size, raw.crop, gray)
 
 
 def make_registered(spec: EnvSpec, arguments: dict[str, Any]) -> gym.Env:
@@ -127,7 +128,12 @@ def _import_package(id: str) -> None:
 
 
 def make_raw(
-    spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None, size: int = 64
+    spec: EnvSpec,
+    kwargs: dict[str, Any],
+    pixels: str | None,
+    crop: list[int] | str | None,
+    size: int = 64,
+    gray: bool = False,
 ) -> Raw:
     """Picks the family."""
     if spec.id.startswith(PREFIX):
@@ -136,6 +142,8 @@ def make_raw(
         return car_racing(spec, kwargs, pixels, crop)
     if spec.id.startswith("Vizdoom"):
         return doom(spec, kwargs, pixels, crop)
+    if spec.id.startswith("ALE/"):
+        return atari(spec, kwargs, pixels, crop, gray)
     return plain(spec, kwargs, pixels, crop)
 
 
@@ -192,6 +200,20 @@ def doom(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[i
     if spec.id == TAKE_COVER:
         return replace(raw, env=env, actions=ThreeWay, time_limit=TAKE_COVER_LIMIT, decisions=DoomDecisions)
     return replace(raw, env=env, decisions=DoomDecisions)
+
+
+def atari(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None, gray: bool) -> Raw:
+    """The Arcade Learning Environment by Dreamer V2's protocol; see `environments.atari`."""
+    from wmlightning.environments.atari import PROTOCOL, TIME_LIMIT, AtariGame
+
+    if pixels is not None:
+        raise ValueError(f"{spec.id} has no observation {pixels!r}: leave pixels out")
+    if told := {"frameskip", "obs_type", "continuous", "sound_obs"} & kwargs.keys():
+        raise ValueError(f"{spec.id} is told {sorted(told)[0]}, which is not for kwargs: set action_repeat and gray")
+    own = {name: kwargs[name] for name in ("noops", "life_loss_ends") if name in kwargs}
+    others = {name: value for name, value in kwargs.items() if name not in own}
+    game = AtariGame(_make(spec, PROTOCOL | {"obs_type": "grayscale" if gray else "rgb"} | others), **own)
+    return Raw(game, OneHotActions, lambda _: game.look(), None if isinstance(crop, str) else crop, TIME_LIMIT)
 
 
 def dm_control(

@@ -55,7 +55,8 @@ class PixelVectorEnv(VectorEnv):
         self.num_envs, self.num_workers, self.description = num_envs, min(num_workers, num_envs), description or {}
         self.running = np.zeros(num_envs, bool)
         self.env_steps_made = 0
-        sizes = num_envs, int(np.prod(action.shape)), observation["image"].shape[0]  # type: ignore[index]
+        side, _, channels = observation["image"].shape  # type: ignore[misc]
+        sizes = num_envs, int(np.prod(action.shape)), side, channels
         if num_workers:
             self.workers: Workers | None = Workers(make, sizes, self.num_workers, timeout)
             self.board, self.local = self.workers.board, None
@@ -126,7 +127,7 @@ class PixelVectorEnv(VectorEnv):
         return self.look(), board.reward.copy(), board.terminated.copy(), board.truncated.copy(), infos
 
     def look(self) -> dict[str, np.ndarray]:
-        """A copy of what every row saw last, {"image": uint8 (n, size, size, 3)}."""
+        """A copy of what every row saw last, {"image": uint8 (n, size, size, channels)}."""
         return {"image": self.board.image.copy()}
 
     def close_extras(self, **kwargs: Any) -> None:

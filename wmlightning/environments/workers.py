@@ -37,7 +37,7 @@ class Workers:
 
     Args:
         make: builds one environment; must be picklable, and what it needs importable in a fresh Python.
-        sizes: rows, action size, side of the image: the arguments of `rows.board_over`.
+        sizes: rows, action size, side and channels of the image: the arguments of `rows.board_over`.
         num_workers: processes; the rows are shared out evenly, neighbours together.
         timeout: seconds a worker may take over one tick before it is taken for hung.
 
@@ -45,9 +45,7 @@ class Workers:
         RuntimeError: if a worker cannot start.
     """
 
-    def __init__(
-        self, make: Callable[[], gym.Env], sizes: tuple[int, int, int], num_workers: int, timeout: float
-    ) -> None:
+    def __init__(self, make: Callable[[], gym.Env], sizes: tuple[int, ...], num_workers: int, timeout: float) -> None:
         self.owner = os.getpid()
         self.make, self.sizes, self.timeout = make, sizes, timeout
         self.file = _shared_file(board_over(None, *sizes)[1])

@@ -96,23 +96,30 @@ class Decisions(gym.Wrapper):
 
 
 class Pixels(gym.Wrapper):
-    """Observations become {"image": uint8 (size, size, 3)}: looked at once a decision, cropped, resized.
+    """Observations become {"image": uint8 (size, size, channels)}: looked at once a decision, cropped, resized.
 
     Args:
         env: the environment to look at.
         look: gives the picture, uint8 (H, W, 3), (H, W, 1) or (H, W), from the raw observation.
         size: side of the result in pixels.
         crop: rows [first, last) to keep before resizing; None keeps all.
+        gray: one channel, the luminance of colours, instead of three.
     """
 
     def __init__(
-        self, env: gym.Env, look: Callable[[Any], np.ndarray], size: int = 64, crop: list[int] | None = None
+        self,
+        env: gym.Env,
+        look: Callable[[Any], np.ndarray],
+        size: int = 64,
+        crop: list[int] | None = None,
+        gray: bool = False,
     ) -> None:
         super().__init__(env)
         self.look, self.size, self.rows = look, size, slice(*crop) if crop else slice(None)
+        self.channels = 1 if gray else 3
         self.picture: np.ndarray | None = None
         self.shape: tuple[int, ...] | None = None
-        self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (size, size, 3), np.uint8)})
+        self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (size, size, self.channels), np.uint8)})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Begins an episode and looks."""
@@ -138,17 +145,19 @@ class Pixels(gym.Wrapper):
                 f"the picture is {image.dtype} {image.shape} but uint8 {self.shape} is wanted, as large as when the "
                 "episode began: mend the environment"
             )
-        if image.ndim == 2 or image.shape[2] == 1:
-            image = np.repeat(image.reshape(*image.shape[:2], 1), 3, 2)
         if self.rows.stop is not None and self.rows.stop > len(image):
             raise ValueError(f"crop ends at row {self.rows.stop} but the picture has {len(image)} rows: crop less")
-        image = image[self.rows]
-        if image.shape[:2] != (self.size, self.size):
-            # cv2 wants contiguous rows; area averaging is its only filter that does not alias when shrinking.
-            image = cv2.resize(np.ascontiguousarray(image), (self.size, self.size), interpolation=cv2.INTER_AREA)
-            return {"image": image}
-        # A copy: the environment may draw into the same array again.
-        return {"image": np.array(image)}
+        resized = image[self.rows].shape[:2] != (self.size, self.size)
+        # cv2 wants contiguous rows; where it makes no new ones a copy, for the environment may draw there again.
+        image = np.ascontiguousarray(image[self.rows]) if resized else np.array(image[self.rows])
+        if self.channels == 1 and image.ndim == 3 and image.shape[2] == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        if resized:
+            # Area averaging is its only filter that does not alias when shrinking.
+            image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        if image.ndim == 2:
+            image = image[..., None]
+        return {"image": image if image.shape[2] == self.channels else np.repeat(image, self.channels, 2)}
 
     def render(self) -> Any:
         """A picture for people: the environment's own `rgb_array` where it has one, else the one last looked at."""

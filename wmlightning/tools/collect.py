@@ -169,10 +169,10 @@ class LongEpisodes(EpisodeWriter):
         """Indices of this collection's episodes in the store."""
         return {name.index for name in self.store.listing if name.birth == self.birth}
 
-    def keep(self, episode: Episode, index: int) -> str | None:
+    def keep(self, episode: Episode, index: int, part: int = 0) -> str | None:
         """Stores the episode, or counts its decisions and its return."""
         if episode.num_steps >= self.min_decisions:
-            return super().keep(episode, index)
+            return super().keep(episode, index, part)
         self.discarded[index] = episode.num_steps, episode.total_reward
         return None
 

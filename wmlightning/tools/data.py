@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.checks import leftovers
+from datamodules.joined import Joined
 from datamodules.store import EpisodeStore
 from wmlightning.tools.collect import store_returns
 
@@ -25,14 +26,16 @@ def info(path: str | Path) -> dict[str, Any]:
     """
     store = _open(path)
     spec = store.spec
-    returns = list(store_returns(store).values())
+    joined, earned = Joined(store.listing), store_returns(store)
+    parts = [[earned[name] for name in joined.parts(episode) if name in earned] for episode in range(len(joined))]
+    returns = [sum(rewards) for rewards in parts if rewards]
     shapes = {key: f"{dtype} {list(shape)}" for key, (shape, dtype) in spec.observation.items()}
     return {
         "path": str(path),
-        "episodes": len(store),
+        "episodes": len(joined),
         "steps": store.num_steps,
         "bytes": store.num_bytes,
-        "rows": {"min": int(store.lengths.min()), "max": int(store.lengths.max())},
+        "rows": {"min": int(joined.lengths.min()), "max": int(joined.lengths.max())},
         "returns": {"mean": float(np.mean(returns)), "min": min(returns), "max": max(returns)},
         "shapes": shapes | {"action": f"float32 {[spec.action_size]}"},
         "discrete": spec.discrete,

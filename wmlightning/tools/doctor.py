@@ -16,7 +16,7 @@ def diagnose() -> list[tuple[bool, str]]:
     Returns:
         Lines to print, each with whether it is in order; what is not says what to install.
     """
-    checks = (_python, _packages, _device, _classic, _box2d, _doom, _dm_control)
+    checks = (_python, _packages, _device, _classic, _box2d, _doom, _dm_control, _atari, _minigrid)
     return [_check(check) for check in checks]
 
 
@@ -97,6 +97,14 @@ def _dm_control() -> str:
 
     line = _rendered("dm_control/cartpole-swingup-v0", DEBIAN)
     return f"{line} (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')})"
+
+
+def _atari() -> str:
+    return _rendered("ALE/Pong-v5", "pip install --force-reinstall ale-py")
+
+
+def _minigrid() -> str:
+    return _rendered("MiniGrid-Empty-Random-5x5-v0", "pip install --force-reinstall minigrid")
 
 
 def _rendered(id: str, cure: str) -> str:

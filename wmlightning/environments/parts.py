@@ -1,0 +1,215 @@
+"""Long games in parts, so that none keeps the rest waiting: `PartedVectorEnv` and those who go with it.
+
+A rollout finishes every episode that it begins, and a game of Atari may take 27,000 decisions: a policy that learns
+between rollouts would stand still for thousands of updates. So to the loop a part is an episode. It ends after
+`max_segment` decisions, as if by a time limit, and where the loop then resets the row, the game just goes on, in this
+rollout or in the next.
+
+    tick                 k           k+1            k+2         max_segment reached at k
+    the loop orders      step        reset          step
+    the world            step        rests          step        the same game
+    the loop sees        truncated   is_first       step        and the writer closes one file and begins the next
+    the policy sees      step        no is_first    step        with the memory that it had at k
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from datamodules.writer import EpisodeWriter
+from wmlightning.environments.rollout import EpisodeResult, write_rows
+from wmlightning.environments.rows import IDLE, RESET, STEP
+from wmlightning.environments.vector import PixelVectorEnv
+from wmlightning.interfaces import Carry, Policy
+from wmlightning.seeds import derive_seed
+
+
+@dataclass
+class Game:
+    """An episode that is played in parts.
+
+    Args:
+        index: its number in the store.
+        seed: environment seed.
+        part: parts that are finished.
+        decisions: those of the part that is being played.
+        total_reward: of the whole game so far.
+        carry: what its policy remembered when the last part ended, one row; None for nothing.
+    """
+
+    index: int
+    seed: int
+    part: int = 0
+    decisions: int = 0
+    total_reward: float = 0.0
+    carry: Carry | None = None
+
+    @property
+    def is_between_parts(self) -> bool:
+        """Whether one is finished and the next has not begun."""
+        return self.part > 0 and self.decisions == 0
+
+
+class PartedVectorEnv(PixelVectorEnv):
+    """A `PixelVectorEnv` whose rows end after max_segment decisions and go on with their game at the next reset.
+
+    Seeds that come with a reset are not looked at: game k of this object has the seed `seed_of(first + k)`, whichever
+    row plays it. A game whose worker dies ends with its last finished part; the next one is begun in its place.
+
+    Attributes:
+        games: what each row plays, or has paused.
+        finished: games that have ended, since somebody last emptied it.
+        next_index: number of the next game that begins.
+
+    Args:
+        max_segment: decisions of a part.
+        seed_of: environment seed by number of the game.
+        first: number of the first game.
+        arguments: those of `PixelVectorEnv`.
+
+    Raises:
+        ValueError: if max_segment is below 1.
+    """
+
+    def __init__(self, *arguments: Any, max_segment: int, seed_of: Callable[[int], int], first: int = 0) -> None:
+        if max_segment < 1:
+            raise ValueError(f"max_segment is {max_segment} but must be at least 1")
+        super().__init__(*arguments)
+        self.max_segment, self.seed_of, self.next_index = max_segment, seed_of, first
+        self.games: dict[int, Game] = {}
+        self.finished: list[Game] = []
+        self._cut: list[int] = []
+
+    def tick(self, order: np.ndarray, actions: np.ndarray | None = None, seeds: np.ndarray | None = None) -> np.ndarray:
+        """As of `PixelVectorEnv`, but rows that are between two parts of a game go on with it at a reset."""
+        resets = np.flatnonzero(order == RESET).tolist()
+        goes_on = [row for row in resets if row in self.games and self.games[row].is_between_parts]
+        own_seeds = np.full(self.num_envs, -1, np.int64)
+        for row in (row for row in resets if row not in goes_on):
+            self.games[row] = self._begin()
+            own_seeds[row] = self.games[row].seed
+        asked = order.copy()
+        asked[goes_on] = IDLE
+        crashed, board = super().tick(asked, actions, own_seeds), self.board
+        board.order[:] = order
+        self.running[goes_on] = ~crashed[goes_on]
+        for row in np.flatnonzero(crashed).tolist():
+            self.games.pop(row, None)
+        for row in np.flatnonzero((order == STEP) & ~crashed).tolist():
+            self._count(row)
+        return crashed
+
+    def _begin(self) -> Game:
+        index, self.next_index = self.next_index, self.next_index + 1
+        return Game(index, self.seed_of(index))
+
+    def _count(self, row: int) -> None:
+        game, board = self.games[row], self.board
+        game.decisions, game.total_reward = game.decisions + 1, game.total_reward + float(board.reward[row])
+        if board.terminated[row] or board.truncated[row]:
+            self.finished.append(self.games.pop(row))
+        elif game.decisions == self.max_segment:
+            game.part, game.decisions = game.part + 1, 0
+            board.truncated[row], self.running[row] = True, False
+            self._cut.append(row)
+
+    def remember(self, carry: Carry | None) -> None:
+        """Keeps what policies remember of the games whose part has just ended.
+
+        Args:
+            carry: what the policy returned when it chose the part's last action; it has not seen yet what came of it.
+        """
+        for row in self._cut:
+            if carry is not None and row in self.games:
+                self.games[row].carry = {key: value[row : row + 1].clone() for key, value in carry.items()}
+        self._cut = []
+
+    def forget(self) -> None:
+        """Lets nobody remember anything, because somebody else is going to play."""
+        for game in self.games.values():
+            game.carry = None
+
+
+class PartsPolicy:
+    """A policy that plays games in parts as if they had none.
+
+    Args:
+        policy: who plays.
+        envs: where.
+    """
+
+    def __init__(self, policy: Policy, envs: PartedVectorEnv) -> None:
+        self.policy, self.envs = policy, envs
+        self.last: Carry | None = None
+
+    def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
+        """See `Policy`."""
+        return self.policy.initial(n, seeds)
+
+    def __call__(
+        self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
+    ) -> tuple[np.ndarray, Carry]:
+        """See `Policy`; where a game goes on, is_first is taken back and the carry is the one from before."""
+        self.envs.remember(self.last)
+        begun = [row for row in np.flatnonzero(is_first).tolist() if row in self.envs.games]
+        is_first = is_first.copy()
+        for row in begun:
+            game = self.envs.games[row]
+            is_first[row] = game.carry is None
+            fresh = game.carry or self.policy.initial(1, [derive_seed(game.seed, 1)])
+            carry = write_rows(carry, fresh, [row], self.envs.num_envs)
+        action, self.last = self.policy(observation, is_first, carry)
+        return action, self.last
+
+    def leave(self, forget: bool = False) -> None:
+        """Has the open games keep what is remembered of them, or nothing if somebody else is going to play."""
+        self.envs.remember(self.last)
+        if forget:
+            self.envs.forget()
+
+
+class PartsWriter(EpisodeWriter):
+    """An `EpisodeWriter` that names files by the game that a row plays.
+
+    Args:
+        envs: where the games are played.
+        arguments: those of `EpisodeWriter`.
+    """
+
+    def __init__(self, envs: PartedVectorEnv, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.envs = envs
+
+    def begin(
+        self,
+        row: int,
+        observation: dict[str, np.ndarray],
+        index: int,
+        metadata: dict[str, Any] | None = None,
+        part: int = 0,
+    ) -> None:
+        """See `EpisodeWriter.begin`; index, part and seed are the game's."""
+        game = self.envs.games[row]
+        super().begin(row, observation, game.index, (metadata or {}) | {"seed": game.seed}, game.part)
+
+
+def games_of(envs: PixelVectorEnv, results: list[EpisodeResult], first: int) -> list[int | float]:
+    """What a rollout came to in episodes, as numbers, equally many for every rollout in these environments.
+
+    Args:
+        envs: where it was played. Where in parts, the games that have ended are taken out of `finished`.
+        results: its results, of episodes or of parts.
+        first: the number of the next episode before it.
+
+    Returns:
+        Episodes begun, episodes ended, their summed return; where in parts, index and finished parts of each row's open
+        game, -1 and -1 for none.
+    """
+    if not isinstance(envs, PartedVectorEnv):
+        return [len(results), len(results), sum(result.total_reward for result in results)]
+    ended, envs.finished = envs.finished, []
+    games = [envs.games.get(row) for row in range(envs.num_envs)]
+    paused: list[int | float] = [number for game in games for number in ((game.index, game.part) if game else (-1, -1))]
+    return [envs.next_index - first, len(ended), sum(game.total_reward for game in ended), *paused]
