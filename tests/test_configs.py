@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import wmlightning
+from datamodules.store import EpisodeStore
 from wmlightning.__main__ import main
+from wmlightning.callbacks.debts import Ledger
 from wmlightning.commands import check
 from wmlightning.settings import read_config, read_pipeline, steps_of, sweep_of, table_of
 from wmlightning.stages.stage import rehearsal
@@ -23,6 +26,17 @@ DESIGNS = ["rnn", "ssm", "latent_overshooting", "observation_overshooting"]
 OVERLAYS = ["debug.yaml", "world_models/debug_run.yaml", "planet/debug.yaml", "planet/random_collection.yaml"]
 OVERLAYS += [f"planet/{name}.yaml" for name in DESIGNS]
 AGENTS = ["planet/arxiv_v3.yaml", "planet/dmc.yaml", "planet/quick.yaml"]
+V1 = ["contrastive", "no_value", "reward_only", "rnn", "ssm"]
+V2 = ["dynamics_only", "gaussian_latents", "mixed", "no_image_gradients", "no_kl_balancing", "no_layer_norm"]
+V2 += ["no_reward_gradients", "reinforce_only"]
+OVERLAYS += [
+    "dreamer_debug.yaml",
+    *(f"dreamer_v1/{name}.yaml" for name in V1),
+    *(f"dreamer_v2/{name}.yaml" for name in V2),
+]
+DREAMERS = [f"dreamer_v1/{name}.yaml" for name in ("discrete", "dmc", "quick")]
+DREAMERS += [f"dreamer_v2/{name}.yaml" for name in ("atari", "dmc", "quick", "quick_discrete")]
+AGENTS += DREAMERS
 STAGES = [name for name in NAMES if "model" in read_config(name) and name not in [*OVERLAYS, *AGENTS]]
 FUNCTIONS = {"world_models/collect.yaml": "collect", "world_models/evaluate.yaml": "evaluate"}
 
@@ -171,6 +185,80 @@ def test_an_agents_file_collects_learns_and_evaluates_with_debug_on_top(names, t
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     logged = curves.Scalars("evaluate/return")[-1].value
     assert json.loads(last.read_text())["mean"] == pytest.approx(logged, rel=1e-4)
+
+
+# The control suite needs a renderer, which not every machine has: a dummy with as many actions stands in for it.
+DUMMY = ["--model.environment.init_args.id=wmlightning/DummyPixels-v0", "--model.environment.init_args.action_repeat=1"]
+DUMMY += ["--model.world_model.init_args.dynamics.init_args.action_size=2"]
+ALONE = ("discrete.yaml", "dmc.yaml", "quick.yaml")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "dreamer_v1/discrete rnn",
+        "dreamer_v1/dmc contrastive no_value",
+        "dreamer_v1/quick reward_only ssm",
+        "dreamer_v2/atari",
+        "dreamer_v2/quick_discrete",
+        "dreamer_v2/atari no_layer_norm dynamics_only no_image_gradients",
+        "dreamer_v2/dmc no_kl_balancing reinforce_only",
+        "dreamer_v2/quick gaussian_latents mixed no_reward_gradients",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in DREAMERS if name.split("/")[1] in ALONE),
+        *(pytest.param(f"dreamer_v1/dmc {name}", marks=pytest.mark.slow) for name in V1),
+        *(
+            pytest.param(f"dreamer_v2/{base} {name}", marks=pytest.mark.slow)
+            for base in ("atari", "dmc")
+            for name in V2
+        ),
+    ],
+)
+def test_a_dreamers_file_collects_learns_and_evaluates_with_debug_on_top(names, tmp_path):
+    """Its whole online loop, on its own task; then its checkpoint alone acts, and finds the return it logged."""
+    base, *overlays = names.removesuffix(".yaml").split()
+    files = [base, *(f"{base.split('/')[0]}/{name}" for name in overlays), "dreamer_debug"]
+    words = ["fit", *(word for name in files for word in ("-c", f"{name}.yaml"))]
+    words += DUMMY if base.endswith("dmc") else []
+    words += [f"--trainer.default_root_dir={tmp_path}", f"--data.path={tmp_path}/episodes"]
+    assert main(words) == 0
+    store = EpisodeStore(tmp_path / "episodes")
+    assert store.num_steps >= 30, "10 decisions before the first update and 5 for each"
+    assert {name.birth for name in store.listing} == {0, 2, 4}
+    last = tmp_path / "e.json"
+    assert main(["evaluate", str(tmp_path / "checkpoints" / "last.ckpt"), "--episodes=2", f"--json={last}"]) == 0
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert json.loads(last.read_text())["mean"] == pytest.approx(curves.Scalars("evaluate/return")[-1].value, rel=1e-4)
+
+
+@cache
+def built_once(name):
+    return wmlightning.build(name)
+
+
+@pytest.mark.parametrize("name", DREAMERS)
+def test_a_dreamers_parts_fit_its_environment(name):
+    built = built_once(name)
+    environment, model = built.model.environment, built.model.world_model
+    collect = next(callback for callback in built.trainer.callbacks if hasattr(callback, "ledger"))
+    if not environment.id.startswith("dm_control"):
+        assert environment.spec.action_size == model.dynamics.action_size
+        assert environment.spec.discrete == built.model.actor_critic.distribution.discrete
+        assert collect.environment is None or collect.environment.spec == environment.spec
+    assert environment.channels == model.channels
+    discounts = model.cont_head.label if model.cont_head.mlp is not None else 1.0, built.model.actor_critic.discount
+    assert min(discounts) < 1 == max(discounts), "The discount is in one place."
+    updates, data = built.trainer.max_steps, built.datamodule
+    assert updates % data.updates_per_epoch == 0
+
+
+def test_the_papers_runs_are_as_long_as_their_files_say():
+    """Environment steps that are owed in all, the prefill included where it counts."""
+    for name, repeat, steps in (("dreamer_v1/dmc", 2, 5e6), ("dreamer_v2/dmc", 2, 2e6), ("dreamer_v2/atari", 4, 2e8)):
+        built = built_once(f"{name}.yaml")
+        schedule = next(callback for callback in built.trainer.callbacks if hasattr(callback, "ledger")).schedule
+        unit, owed = schedule.debt(Ledger(prefilled=[0, 0, 0]), built.trainer.max_steps, 100)
+        decisions = owed * (500 if unit == "episodes" else 1)
+        assert decisions * repeat == pytest.approx(steps, rel=2e-3)
 
 
 @pytest.mark.parametrize("name", ["dmc", "quick"])

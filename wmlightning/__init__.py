@@ -2,6 +2,7 @@
 
     wmlightning.VAE, MDNRNN, CMAESController     the stages of World Models; `X.load_from_checkpoint(path)` rebuilds one
     wmlightning.WorldModel, PlaNet               the stages of PlaNet
+    wmlightning.ActorCritic, Dreamer             what Dreamer V1 and V2 have beside its world model
     wmlightning.load(path)                       rebuilds whatever stage a checkpoint holds
     wmlightning.build(config, **overrides)       the command line without running it: model, data and trainer
     wmlightning.evaluate(agent, ...)             mean return over many episodes, with its interval
@@ -18,13 +19,18 @@ _HOMES = {
     "CMAESController": "wmlightning.stages.controller",
     "WorldModel": "wmlightning.stages.world_model",
     "PlaNet": "wmlightning.stages.planet",
+    "ActorCritic": "wmlightning.stages.actor_critic",
+    "Dreamer": "wmlightning.stages.dreamer",
     "load": "wmlightning.stages.stage",
     "build": "wmlightning.cli",
     "evaluate": "wmlightning.tools.evaluate",
 }
 
 # pyright: reportUnsupportedDunderAll=false
-__all__ = ["CMAESController", "MDNRNN", "PlaNet", "VAE", "WorldModel", "build", "evaluate", "load"]  # noqa: RUF022
+__all__ = [
+    *("ActorCritic", "CMAESController", "Dreamer", "MDNRNN", "PlaNet", "VAE", "WorldModel"),
+    *("build", "evaluate", "load"),
+]
 __version__ = "0.1.0"
 
 

@@ -1,11 +1,54 @@
 """One optimizer for all parts of an agent: a parameter group for each, clipped by its own norm."""
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+
+from wmlightning.stages.stage import Stage
+
+
+class JointStage(Stage, ABC):
+    """A stage whose parts are learnt by one loss, one backward pass and one optimizer (abstract).
+
+    Logged, once an update: `<part>/gradient_norm`, before it is clipped.
+
+    Attributes:
+        warmup: updates over which every learning rate grows linearly to its value; 0 for none.
+    """
+
+    warmup: int = 0
+
+    @abstractmethod
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """The parts by name: what `parameter_group` makes of each."""
+
+    def configure_optimizers(self) -> Any:
+        """AdamW as one fused kernel, with a parameter group for each part."""
+        return build_adam(list(self.groups().values()), self.warmup)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips each part by its `max_norm`, and then all as the Trainer's flags say. ValueError under 16-mixed."""
+        for name, norm in zip(self.groups(), clip_groups(optimizer, self.trainer), strict=True):
+            self.log(f"{name}/gradient_norm", norm, on_step=True, on_epoch=False)
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def say_kept_settings(self) -> None:
+        """Warns of every group whose learning rate or `max_norm`, which win, are not the ones asked for."""
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        for key, name in (("lr", "learning_rate"), ("max_norm", "max_norm")):
+            kept = [group.get(f"initial_{key}", group[key]) for group in groups]
+            asked = [group[key] for group in self.groups().values()]
+            if kept != asked:
+                rank_zero_warn(
+                    f"{name} is {asked} but the checkpoint's optimizer goes on with {kept}: start afresh without "
+                    "--ckpt_path to change it"
+                )
 
 
 def parameter_group(
@@ -13,7 +56,7 @@ def parameter_group(
     learning_rate: float,
     epsilon: float,
     max_norm: float,
-    weight_decay: float = 0.0,
+    decay: float = 0.0,
 ) -> dict[str, Any]:
     """The trained weights of a part, and how they are to be learnt, as a group for `build_adam`.
 
@@ -22,14 +65,17 @@ def parameter_group(
         learning_rate: Adam's.
         epsilon: Adam's; no two of the papers have the same.
         max_norm: the gradient of the whole group is scaled down to this norm where it is longer.
-        weight_decay: AdamW's, of which torch's default is not zero.
+        decay: share of every weight that is lost at an update, whatever the learning rate. (AdamW's own `weight_decay`
+            is multiplied by the learning rate, and torch's default of it is not zero.)
+
+    Source: for decay, the released code of Dreamer V2.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return {
         "params": trained,
         "lr": learning_rate,
         "eps": epsilon,
-        "weight_decay": weight_decay,
+        "weight_decay": decay / learning_rate if decay else 0.0,
         "max_norm": max_norm,
     }
 
@@ -65,13 +111,3 @@ def clip_groups(optimizer: Any, trainer: Any) -> list[torch.Tensor]:
         raise ValueError("precision 16-mixed scales gradients before they are clipped: use bf16-mixed or 32-true")
     # Not Lightning's clip_gradients, which raises with fused optimizers under mixed precision.
     return [nn.utils.clip_grad_norm_(group["params"], group["max_norm"]) for group in optimizer.param_groups]
-
-
-def say_kept_norms(optimizers: Iterable[Any], wanted: list[float]) -> None:
-    """Warns where a resumed optimizer's `max_norm`, which wins, is not the one asked for, group by group."""
-    kept = [group["max_norm"] for optimizer in optimizers for group in optimizer.param_groups]
-    if kept != wanted:
-        rank_zero_warn(
-            f"max_norm is {wanted} but the checkpoint's optimizer goes on with {kept}: start afresh without "
-            "--ckpt_path to change it"
-        )

@@ -42,11 +42,15 @@ class Stage(Recorded, lightning.LightningModule):
         return progress.total.processed
 
     def on_train_start(self) -> None:
-        """Says so where a resumed optimizer's learning rate, which wins, is not the one asked for."""
+        """Says so where a resumed optimizer's settings, which win, are not the ones asked for."""
         epoch_loop: Any = self.trainer.fit_loop.epoch_loop
         if not epoch_loop.batch_progress.current.processed:
             # An epoch that begins has nothing to be restarted from; see `settle_progress`.
             epoch_loop.restarting = False
+        self.say_kept_settings()
+
+    def say_kept_settings(self) -> None:
+        """Warns where the optimizer's learning rate is not the one asked for."""
         wanted = getattr(self, "learning_rate", None)
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         kept = {group.get("initial_lr", group["lr"]) for group in groups if "lr" in group} if wanted else set()

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -14,19 +14,38 @@ from torchmetrics.image import PeakSignalNoiseRatio
 from datamodules.episode import Batch, Spec
 from wmlightning.dynamics.dynamics import Dynamics
 from wmlightning.dynamics.state import State
+from wmlightning.networks.activations import Activation
 from wmlightning.networks.conv import ConvDecoder, ConvEncoder
+from wmlightning.networks.heads import ContHead, RewardHead
 from wmlightning.networks.images import normalize, quantize
-from wmlightning.networks.mlp import MLP
+from wmlightning.objectives.contrastive import Contrastive
 from wmlightning.objectives.divergence import FreeNatsKL, KLLoss
 from wmlightning.objectives.overshooting import Overshooting
-from wmlightning.stages.optimization import build_adam, clip_groups, parameter_group, say_kept_norms
-from wmlightning.stages.stage import Stage
+from wmlightning.stages.optimization import JointStage, parameter_group
 
 CHUNK = 125
 """Images that go through the convolutions at a time on a CPU: what they need then stays in memory that is kept."""
 
-Noise = tuple[Float[Tensor, "batch time height width channels"], Float[Tensor, "batch time latent"]]
-"""Uniform numbers in [0, 1) for the pixels, and what the latent takes for its samples."""
+Noise = tuple[Float[Tensor, "batch time height width channels"] | None, Float[Tensor, "batch time latent"] | None]
+"""Uniform numbers in [0, 1) for the pixels, which are read where they are quantised, and standard normal ones for the
+latent's samples. None draws either."""
+
+
+@dataclass
+class Observed:
+    """What a world model sees in one batch.
+
+    Args:
+        pixels: what the encoder read and the decoder has to draw, (B * T, C, H, W).
+        embeds: what the encoder made of them, (B, T, E).
+        posterior: the states, (B, T), with their gradients.
+        prior: what could be known of them before the images, (B, T).
+    """
+
+    pixels: Tensor
+    embeds: Tensor
+    posterior: State
+    prior: State
 
 
 @dataclass
@@ -44,43 +63,64 @@ class Learned:
     metrics: dict[str, Tensor]
 
 
-class WorldModel(Stage):
+class WorldModel(JointStage):
     """Learns latent dynamics from pixels and rewards, by a variational bound (equation 3).
 
         loss = mean over batch and time of   -ln p(o_t | s_t) - reward_scale ln p(r_t | s_t)
                                            + kl_scale kl(q(s_t | o<=t, a<=t), p(s_t | s_{t-1}, a_t))
-                                           + global_prior KL(q || N(0, I))   + what overshooting adds
+                                           + global_prior KL(q || N(0, I)) - cont_scale ln p(c_t | s_t)
+                                           + what overshooting and contrastive add
 
-    Pixels are `quantize`d anew for every batch, and drawn and compared as such. Image and reward are the means of unit
-    Gaussians, summed over pixels and channels; the reward is in the environment's units (so a reward_scale of w on a
-    reward that is small by a factor f is one of w * f^2 on the full one). Gradients of all parts reach everything.
-    Images are 64x64 and have three channels.
+    Image and reward are the means of unit Gaussians, summed over pixels and channels; the reward is in the
+    environment's units (so a reward_scale of w on a reward that is small by a factor f is one of w * f^2 on the full
+    one). Gradients of all parts reach everything, unless they are stopped. Images are 64x64.
+
+    What teaches the states is a matter of switches. Reward only (Dreamer V1), no image gradients (V2):
+    stop_image_gradients; the decoder then learns beside them, and shows what they hold. Contrastive (V1): that and
+    `contrastive`. No reward gradients (V2): stop_reward_gradients; the head learns on, and dreams use it.
 
     Logged, `world_model/` in front: `loss`, `image` and `reward` (negative log-likelihoods, in nats, their constants of
-    11,291.92 and 0.92 included), `kl` and `kl_clipped` (what it costs), and the parts of the options, per batch;
-    `val_loss` and `val_psnr` (of reconstructions from the posterior's sample, pixels in [0, 1]) per validation.
+    11,291.92 and 0.92 included; a grey image's is 3,763.97), `kl` and `kl_clipped` (what it costs), the parts of the
+    options, and `gradient_norm` before clipping, per batch; `val_loss` and `val_psnr` (of reconstructions from the
+    posterior's sample, pixels in [0, 1]) per validation.
 
     Args:
         dynamics: RSSM, SSM or RNN.
         kl: what the KL costs; None for FreeNatsKL(3).
         overshooting: LatentOvershooting or ObservationOvershooting; None for the standard bound.
         depth: width of the convolutions.
+        channels: of an image: 3, or 1 for grey ones.
+        pixels: "five_bits" `quantize`s them, with noise drawn anew for every batch (PlaNet); "centred" leaves all eight
+            bits and adds no noise, image / 255 - 1/2 (Dreamer).
+        conv_activation: of the convolutions, "relu" or "elu" (Dreamer V2).
+        activation: of the heads, "relu" or "elu" (Dreamer). The dynamics have their own.
         reward_layers: hidden layers of the reward head.
         reward_units: their width.
         reward_scale: weight of the reward.
+        reward_squash: "tanh" learns tanh(reward), and dreams of it; see `RewardHead`.
+        cont_layers: hidden layers of the head that predicts whether the episode goes on; 0 for none: it always does.
+        cont_units: their width.
+        cont_scale: weight of that head.
+        cont_label: what a step that goes on is labelled; below 1 it holds the discount, see `ContHead`.
+        stop_image_gradients: images teach the decoder and nothing else.
+        stop_reward_gradients: rewards teach their head and nothing else.
+        contrastive: tells a window's states from others by their images; null for none.
+        contrastive_scale: weight of that.
         kl_scale: weight of the KL.
         global_prior: weight of the KL to a standard Gaussian, without free nats; 0 for none.
         learning_rate: Adam's.
         epsilon: Adam's.
         max_norm: the gradient is scaled down to this norm where it is longer.
+        decay: share of every weight that is lost at an update.
         warmup: updates over which the learning rate grows linearly to its value; 0 for none.
         seed: names the stream of learning noise.
 
     Raises:
-        ValueError: if the dynamics expect other embeds than the encoder gives.
+        ValueError: if the dynamics expect other embeds than the encoder gives, or a number is out of its range.
 
     Source: Hafner et al. 2019 (PlaNet), with the numbers of its ICML version's code. Paper and code differ: the reward
-    has weight 10 in the code and none in the paper; its head 3 layers of 300 there and 2 of 200 in the paper.
+    has weight 10 in the code and none in the paper; its head 3 layers of 300 there and 2 of 200 in the paper. Dreamer's
+    loss: Hafner et al. 2020, equations 10 and 12; 2021 (V2), equation 2 and table 2.
     """
 
     def __init__(
@@ -89,29 +129,51 @@ class WorldModel(Stage):
         kl: KLLoss | None = None,
         overshooting: Overshooting | None = None,
         depth: int = 32,
+        channels: int = 3,
+        pixels: Literal["five_bits", "centred"] = "five_bits",
+        conv_activation: Activation = "relu",
+        activation: Activation = "relu",
         reward_layers: int = 3,
         reward_units: int = 300,
         reward_scale: float = 10.0,
+        reward_squash: Literal["none", "tanh"] = "none",
+        cont_layers: int = 0,
+        cont_units: int = 400,
+        cont_scale: float = 1.0,
+        cont_label: float = 1.0,
+        stop_image_gradients: bool = False,
+        stop_reward_gradients: bool = False,
+        contrastive: Contrastive | None = None,
+        contrastive_scale: float = 1.0,
         kl_scale: float = 1.0,
         global_prior: float = 0.0,
         learning_rate: float = 1e-3,
         epsilon: float = 1e-4,
         max_norm: float = 1000.0,
+        decay: float = 0.0,
         warmup: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
         self.dynamics, self.kl, self.overshooting = dynamics, kl or FreeNatsKL(), overshooting
         self.reward_scale, self.kl_scale, self.global_prior = reward_scale, kl_scale, global_prior
-        self.learning_rate, self.epsilon, self.max_norm, self.warmup = learning_rate, epsilon, max_norm, warmup
-        self.encoder = ConvEncoder(3, depth)
+        self.cont_scale, self.contrastive_scale = cont_scale, contrastive_scale
+        self.stop_image_gradients, self.stop_reward_gradients = stop_image_gradients, stop_reward_gradients
+        self.learning_rate, self.epsilon, self.max_norm, self.decay = learning_rate, epsilon, max_norm, decay
+        self.warmup, self.channels, self.dequantises = warmup, channels, pixels == "five_bits"
+        self.encoder = ConvEncoder(channels, depth, conv_activation)
         if dynamics.embed_size != self.encoder.size:
             raise ValueError(
                 f"the encoder of depth {depth} gives {self.encoder.size} numbers but the dynamics expect "
                 f"{dynamics.embed_size}: give dynamics embed_size={self.encoder.size}"
             )
-        self.decoder = ConvDecoder(dynamics.feature_size, 3, depth)
-        self.reward_head = MLP(dynamics.feature_size, 1, reward_layers, reward_units)
+        size = dynamics.feature_size
+        self.decoder = ConvDecoder(size, channels, depth, conv_activation)
+        self.reward_head = RewardHead(size, reward_layers, reward_units, activation, reward_squash)
+        self.cont_head = ContHead(size, cont_layers, cont_units, activation, cont_label)
+        self.contrastive = contrastive
+        if contrastive is not None:
+            contrastive.build(self.encoder.size, size)
         self.metrics: Any = nn.ModuleDict(
             {"val_loss": MeanMetric(), "val_psnr": PeakSignalNoiseRatio(1.0, dim=(1, 2, 3))}
         )
@@ -123,8 +185,8 @@ class WorldModel(Stage):
         image: UInt8[Tensor, "*batch height width channels"],
         noise: Float[Tensor, "*batch height width channels"] | None = None,
     ) -> Float[Tensor, "*batch embed"]:
-        """Images (..., H, W, C) to embeds (..., E); noise as in `quantize`, None draws it."""
-        return self._embed(quantize(image, noise)).reshape(*image.shape[:-3], self.encoder.size)
+        """Images (..., H, W, C) to embeds (..., E); noise as in `quantize`, where it is used: None draws it."""
+        return self._embed(self._pixels(image, noise)).reshape(*image.shape[:-3], self.encoder.size)
 
     def decode(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch height width channels"]:
         """Features (..., F) to the mean image, clipped to [0, 1], (..., H, W, C)."""
@@ -133,12 +195,12 @@ class WorldModel(Stage):
         return (image.float() + 0.5).clamp(0, 1).reshape(*features.shape[:-1], *image.shape[1:])
 
     def reward(self, features: Float[Tensor, "*batch features"]) -> Normal:
-        """The reward for arriving at these features, in the environment's units, (...)."""
-        return Normal(self.reward_head(features).float()[..., 0], 1.0, validate_args=False)
+        """The reward for arriving at these features, in the environment's units, or squashed as it is learnt, (...)."""
+        return self.reward_head.distribution(features)
 
     def cont(self, features: Float[Tensor, "*batch features"]) -> Bernoulli:
-        """That the episode goes on is certain, (...)."""
-        return Bernoulli(probs=torch.ones_like(features[..., 0]))
+        """That the episode goes on, (...); certain without a head, and times the discount where its label holds it."""
+        return self.cont_head.distribution(features)
 
     # ------------------------------------------------------------------------------------------------------- learning
 
@@ -146,40 +208,53 @@ class WorldModel(Stage):
         """The loss of a batch of windows (B, T), its posterior states, and its named parts.
 
         Args:
-            batch: images uint8 (B, T, 64, 64, 3), actions and rewards.
+            batch: images uint8 (B, T, 64, 64, C), actions, rewards and flags.
             noise: for the pixels and for the latent; None draws both. Overshooting draws its own.
 
         Raises:
             ValueError: if the actions have another size than the dynamics expect.
         """
-        if batch.action.shape[-1] != self.dynamics.action_size:
-            raise ValueError(_wrong_action_size(batch.action.shape[-1], self.dynamics.action_size))
-        uniform, normal = noise or (None, None)
-        pixels = quantize(batch.observation["image"], uniform)
-        embeds = self._embed(pixels).unflatten(0, batch.shape)
-        posterior, prior = self.dynamics.observe(embeds, batch.action, batch.is_first, noise=normal)
-        clipped, nats = self.kl(self.dynamics.latent, posterior.params, prior.params)
+        seen = self.observe(batch, noise)
+        features, latent = seen.posterior.features, self.dynamics.latent
+        clipped, nats = self.kl(latent, seen.posterior.params, seen.prior.params)
         parts = {
-            "image": self.image_nats(posterior.features.flatten(0, 1), pixels).unflatten(0, batch.shape),
-            "reward": self.reward_nats(posterior.features, batch.reward),
+            "image": self.image_nats(features.flatten(0, 1), seen.pixels).unflatten(0, batch.shape),
+            "reward": self.reward_nats(features, batch.reward),
             "kl_clipped": clipped,
         }
         weights = {"reward": self.reward_scale, "kl_clipped": self.kl_scale, "global_kl": self.global_prior}
+        weights |= {"cont": self.cont_scale, "contrastive": self.contrastive_scale}
         if self.global_prior:
-            parts["global_kl"] = self.dynamics.latent.kl_to_standard(posterior.params)
+            parts["global_kl"] = latent.kl_to_standard(seen.posterior.params)
+        if self.cont_head.mlp is not None:
+            parts["cont"] = self.cont_head.nats(features, batch.cont)
+        if self.contrastive is not None:
+            parts["contrastive"] = self.contrastive(seen.embeds, features)
         if self.overshooting is not None:
-            parts |= self.overshooting(self, posterior, batch, pixels.unflatten(0, batch.shape), self.kl)
+            parts |= self.overshooting(self, seen.posterior, batch, seen.pixels.unflatten(0, batch.shape), self.kl)
         for name, part in parts.items():
             assert part.shape == batch.shape, f"{name} is {tuple(part.shape)}, not {batch.shape}, before its mean"
         means = {name: part.mean() for name, part in parts.items()}
         loss = torch.stack([weights.get(name, 1.0) * mean for name, mean in means.items()]).sum()
         metrics = {name: value.detach() for name, value in {"loss": loss, **means, "kl": nats.mean()}.items()}
-        return Learned(loss, posterior, metrics)
+        return Learned(loss, seen.posterior, metrics)
+
+    def observe(self, batch: Batch, noise: Noise | None = None) -> Observed:
+        """Posterior and prior of every row of a batch; arguments and errors as of `learn`."""
+        if batch.action.shape[-1] != self.dynamics.action_size:
+            raise ValueError(_wrong_action_size(batch.action.shape[-1], self.dynamics.action_size))
+        uniform, normal = noise or (None, None)
+        pixels = self._pixels(batch.observation["image"], uniform)
+        embeds = self._embed(pixels).unflatten(0, batch.shape)
+        posterior, prior = self.dynamics.observe(embeds, batch.action, batch.is_first, noise=normal)
+        return Observed(pixels, embeds, posterior, prior)
 
     def image_nats(
         self, features: Float[Tensor, "rows features"], pixels: Float[Tensor, "rows channels height width"]
     ) -> Float[Tensor, "rows"]:
         """-ln p(image | features) of a unit Gaussian, summed over pixels and channels, constant included, (N)."""
+        if self.stop_image_gradients:
+            features = features.detach()
         maps, size = self.decoder.maps(features), self._chunk(pixels)
         errors = [
             (self.decoder.draw(part).float() - target).square().sum((1, 2, 3))
@@ -191,7 +266,7 @@ class WorldModel(Stage):
         self, features: Float[Tensor, "*batch features"], reward: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch"]:
         """-ln p(reward | features) of a unit Gaussian, constant included, (...)."""
-        return -self.reward(features).log_prob(reward)
+        return self.reward_head.nats(features.detach() if self.stop_reward_gradients else features, reward)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Learns from one batch and logs the parts."""
@@ -213,32 +288,20 @@ class WorldModel(Stage):
         self.metrics["val_psnr"].update(image, normalize(batch.observation["image"]))
         return dict(self.metrics.items())
 
-    def parameter_group(self) -> dict[str, Any]:
-        """The weights and how they are to be learnt, for the optimizer of whatever stage this model is part of."""
-        return parameter_group(self, self.learning_rate, self.epsilon, self.max_norm)
-
-    def configure_optimizers(self) -> Any:
-        """Adam without weight decay, as one fused kernel."""
-        return build_adam([self.parameter_group()], self.warmup)
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """Clips by `max_norm`, and then as the Trainer's flags say. Raises ValueError under 16-mixed."""
-        clip_groups(optimizer, self.trainer)
-        if gradient_clip_val is not None:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """One part: the whole model."""
+        learning = self.learning_rate, self.epsilon, self.max_norm, self.decay
+        return {"world_model": parameter_group(self, *learning)}
 
     def on_fit_start(self) -> None:
         """Refuses a store whose episodes this model cannot read."""
-        store = getattr(getattr(self.trainer, "datamodule", None), "store", None)
+        self.check_store(self.trainer)
+
+    def check_store(self, trainer: Any) -> None:
+        """Makes sure that this model can read the episodes of the Trainer's store; ValueError as `check_spec`."""
+        store = getattr(getattr(trainer, "datamodule", None), "store", None)
         if store is not None and len(store):
             self.check_spec(store.spec, f"the episodes in {store.path}")
-
-    def on_train_start(self) -> None:
-        """Says so where a resumed optimizer's settings, which win, are not the ones asked for."""
-        super().on_train_start()
-        say_kept_norms(self.trainer.optimizers, [self.max_norm])
 
     def check_spec(self, spec: Spec, what: str) -> None:
         """Makes sure that this model can read such observations and actions.
@@ -251,11 +314,17 @@ class WorldModel(Stage):
             ValueError: if it cannot, in one line that says what to do.
         """
         shape, kind = spec.observation.get("image", ((), ""))
-        if tuple(shape) != (64, 64, 3) or kind != "uint8":
+        if tuple(shape) != (64, 64, self.channels) or kind != "uint8":
             found = f"{kind} images of {tuple(shape)}" if shape else f"{', '.join(spec.observation)} but no image"
-            raise ValueError(f"{what} have {found} but the world model reads uint8 (64, 64, 3): record images of 64x64")
+            other_size = tuple(shape)[:2] != (64, 64)
+            cure = "record images of 64x64" if other_size else f"set world_model.channels to {shape[-1]}"
+            wanted = f"uint8 (64, 64, {self.channels})"
+            raise ValueError(f"{what} have {found} but the world model reads {wanted}: {cure}")
         if spec.action_size != self.dynamics.action_size:
             raise ValueError(f"{what}: " + _wrong_action_size(spec.action_size, self.dynamics.action_size))
+
+    def _pixels(self, image: Tensor, noise: Tensor | None) -> Tensor:
+        return quantize(image, noise) if self.dequantises else normalize(image, -0.5)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         return torch.cat([self.encoder(part) for part in pixels.split(self._chunk(pixels))]).float()

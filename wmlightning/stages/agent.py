@@ -1,0 +1,53 @@
+"""What agents with a world model have in common around what they learn."""
+
+from abc import ABC, abstractmethod
+
+from datamodules.episode import Batch, Spec
+from wmlightning.environments.factory import EnvFactory
+from wmlightning.stages.optimization import JointStage
+from wmlightning.stages.world_model import WorldModel
+
+
+class WorldModelAgent(JointStage, ABC):
+    """An agent that has a world model and an environment to live in (abstract).
+
+    `callbacks.collect.Collect` plays `policy(explore=True)` between epochs and `callbacks.evaluate.EvaluateAgent` plays
+    `policy(explore=False)`. An environment or a store that does not fit is refused before anything is played or learnt.
+
+    Args:
+        world_model: what the agent knows.
+        environment: where it lives.
+        seed: names the stream of learning noise.
+    """
+
+    def __init__(self, world_model: WorldModel, environment: EnvFactory, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.world_model, self.environment = world_model, environment
+        self.warmup = world_model.warmup
+
+    @abstractmethod
+    def check_actions(self, spec: Spec, what: str) -> None:
+        """Raises ValueError, in one line that says what to do, if the agent cannot act in such an environment."""
+
+    def setup(self, stage: str) -> None:
+        """Refuses an environment that does not fit."""
+        if stage != "fit":
+            return
+        spec, name = self.environment.spec, self.environment.id
+        self.check_actions(spec, name)
+        if spec.action_size != self.world_model.dynamics.action_size:
+            raise ValueError(
+                f"actions of {name} have {spec.action_size} numbers but the dynamics expect "
+                f"{self.world_model.dynamics.action_size}: set model.world_model.dynamics.action_size to "
+                f"{spec.action_size}"
+            )
+        self.world_model.check_spec(spec, name)
+
+    def on_fit_start(self) -> None:
+        """Refuses a store whose episodes the world model cannot read."""
+        self.world_model.check_store(self.trainer)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and quality of reconstructions on held-out windows, where there are any."""
+        for name, metric in self.world_model.measure(batch).items():
+            self.log(f"world_model/{name}", metric, on_step=False, on_epoch=True)

@@ -1,0 +1,128 @@
+"""Dreamer: learns a world model from its own episodes, and how to act from dreams in it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.episode import Batch, Spec
+from wmlightning.environments.factory import EnvFactory
+from wmlightning.networks.target import frozen
+from wmlightning.policies.behaviour import ActorPolicy, Fading, check_exploration
+from wmlightning.stages.actor_critic import ActorCritic
+from wmlightning.stages.agent import WorldModelAgent
+from wmlightning.stages.stage import Stage, load
+from wmlightning.stages.world_model import Learned, WorldModel
+
+
+class Dreamer(WorldModelAgent):
+    """A world model, and an actor and a critic that learn in its dreams: one loss, one backward pass, one optimizer.
+
+        world model   a batch of windows (B, T)  ->  loss, posterior states                      dynamics learning
+        dream         every posterior state      ->  H steps of the actor in the world model     behaviour learning
+        losses        world model + actor + critic, all with the weights from before the update
+        update        each part's gradient is clipped by its own norm; target critic every so many updates
+        collect       image -> belief -> actor -> action, between epochs                         environment interaction
+
+    V1 and V2, for continuous and discrete actions, are the same lines with other parts: latent, cell and KL of the
+    world model; actor, objective and target of the actor-critic. Logged: what `WorldModel` and `ActorCritic` log, and
+    `actor/gradient_norm`, `critic/gradient_norm`.
+
+    Args:
+        world_model: what the agent learns of the world; or, to go on from there, the path of a checkpoint of a
+            WorldModel, PlaNet or Dreamer. Its weights travel in this one's checkpoint.
+        actor_critic: what it learns to do.
+        environment: where it lives.
+        exploration: standard deviation of the noise on continuous actions that are collected, after they are sampled;
+            clipped to [-1, 1] afterwards.
+        epsilon: probability that a discrete action that is collected is drawn uniformly, by updates; null for never.
+        learn_model: false trains the actor-critic alone, on a world model that rests.
+        seed: names the stream of learning noise.
+
+    Raises:
+        ValueError: if the parts do not fit each other, or, before training, the environment or the store.
+
+    Source: Dreamer V1 (Hafner et al. 2020), Algorithm 1; V2 (Hafner et al. 2021). The code of V1 computes all losses
+    with the old weights as we do; that of V2 updates the world model first.
+    """
+
+    updates: Tensor
+
+    def __init__(
+        self,
+        world_model: WorldModel | str,
+        actor_critic: ActorCritic,
+        environment: EnvFactory,
+        exploration: float = 0.0,
+        epsilon: Fading | None = None,
+        learn_model: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(_world_model(world_model), environment, seed)
+        # The recipe must not depend on a path: the checkpoint alone rebuilds the world model too.
+        self.__dict__["_arguments"]["world_model"] = self.world_model
+        self.actor_critic, self.learn_model = actor_critic, learn_model
+        self.exploration, self.epsilon = exploration, epsilon
+        for value in (0.0,) if epsilon is None else (epsilon.start, epsilon.end):
+            check_exploration(actor_critic.distribution, exploration, value)
+        actor_critic.build(self.world_model.dynamics.action_size, self.world_model.dynamics.feature_size)
+        if not learn_model:
+            self.world_model.requires_grad_(False)
+        self.register_buffer("updates", torch.tensor(0))
+
+    # ------------------------------------------------------------------------------------------------------- learning
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Learns from one batch: dynamics from what was seen, behaviour from what is dreamt from there."""
+        self.updates.fill_(self.global_step + 1)
+        if self.actor_critic.critic is not None:
+            self.actor_critic.target.renew(self.actor_critic.critic, self.global_step)
+
+        learned = self.learn_dynamics(batch)
+        start = learned.posterior.flatten().detach()
+        cont = self.world_model.cont_head.target(batch.cont).flatten()
+        with frozen(self.world_model):
+            dream = self.actor_critic.imagine(self.world_model, start, cont)
+            behaved = self.actor_critic.learn(self.world_model, dream)
+
+        named = {f"world_model/{name}": value for name, value in learned.metrics.items()} | behaved.metrics
+        self.log_dict(named, on_step=True, on_epoch=False, sync_dist=True)
+        return learned.loss + behaved.actor_loss + behaved.critic_loss
+
+    def learn_dynamics(self, batch: Batch) -> Learned:
+        """The world model's loss and its states; without a loss where it rests."""
+        if self.learn_model:
+            return self.world_model.learn(batch)
+        return Learned(batch.reward.new_zeros(()), self.world_model.observe(batch).posterior, {})
+
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """World model, where it learns, actor and critic."""
+        return (self.world_model.groups() if self.learn_model else {}) | self.actor_critic.groups()
+
+    # --------------------------------------------------------------------------------------------------------- acting
+
+    def policy(self, explore: bool = False) -> ActorPolicy:
+        """Acts with the present weights: exploring samples, with noise or random choices; else the likeliest action."""
+        actor, distribution = self.actor_critic.actor, self.actor_critic.distribution
+        if not explore:
+            return ActorPolicy(self.world_model, actor, distribution, sample=False)
+        epsilon = 0.0 if self.epsilon is None else self.epsilon(int(self.updates))
+        return ActorPolicy(self.world_model, actor, distribution, True, self.exploration, epsilon)
+
+    def check_actions(self, spec: Spec, what: str) -> None:
+        """Refuses an environment in which the actor cannot act."""
+        if spec.discrete != self.actor_critic.distribution.discrete:
+            kind = type(self.actor_critic.distribution).__name__
+            is_choice = f"chooses one of {spec.action_size} actions but {kind} gives numbers in [-1, 1]: take OneHot"
+            is_number = f"takes numbers in [-1, 1] but {kind} gives one-hot actions: take TanhNormal or TruncatedNormal"
+            raise ValueError(f"{what} {is_choice if spec.discrete else is_number} as actor_critic.actor")
+
+
+def _world_model(given: Any) -> WorldModel:
+    """The world model itself, or the one in a checkpoint, alone or inside an agent."""
+    stage = load(given) if not isinstance(given, Stage) else given
+    model = getattr(stage, "world_model", stage)
+    if not isinstance(model, WorldModel):
+        kind = type(stage).__name__
+        raise ValueError(f"{given} holds a {kind}: give the checkpoint of a WorldModel, a PlaNet or a Dreamer")
+    return model
