@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules.files import write_atomically
+from wmlightning.callbacks.guards import StopOnNonFinite, WarnOfCollapse
 from wmlightning.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from wmlightning.errors import one_line
 from wmlightning.settings import find_config, options
@@ -63,6 +64,7 @@ class CommandLine(LightningCLI):
     * `seed_everything` is the seed of model and data too.
     * What a run writes is under `trainer.default_root_dir`: checkpoints/last.ckpt, tensorboard/, config.yaml.
     * A fit does not write over the checkpoints of another one.
+    * `StopOnNonFinite` and `WarnOfCollapse` watch over every fit; one named among the callbacks takes its place.
 
     Args:
         args: the words after `wmlightning`, or after the command where `run` is false.
@@ -138,12 +140,13 @@ class CommandLine(LightningCLI):
             stand_in(LastCheckpoint.path(self.trainer), self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Builds the trainer, with logger and last checkpoint under `default_root_dir`, `runs/<stage>` by default."""
+        """Builds the trainer: logger and last checkpoint under `default_root_dir` (`runs/<stage>`), and the guards."""
         given = self._get(self.config_init, "trainer")
         root = given.default_root_dir or f"runs/{type(self.model).__name__.lower()}"
         callbacks = list(given.callbacks or [])
-        if given.enable_checkpointing is not False and not any(isinstance(c, LastCheckpoint) for c in callbacks):
+        if given.enable_checkpointing is not False and not _has(callbacks, LastCheckpoint):
             callbacks.append(LastCheckpoint())
+        callbacks += [guard() for guard in (StopOnNonFinite, WarnOfCollapse) if not _has(callbacks, guard)]
         logger = given.logger
         if logger in (None, True):
             logger = False if self.subcommand == "predict" else TensorBoardLogger(root, "tensorboard", "")
@@ -167,6 +170,10 @@ class CommandLine(LightningCLI):
         """Saves the untrained model of a fit of 0 steps, which no hook does."""
         if self.trainer.max_steps == 0 and self.trainer.checkpoint_callbacks:
             self.trainer.save_checkpoint(LastCheckpoint.path(self.trainer))
+
+
+def _has(callbacks: list[Any], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
 
 
 def build(config: str | Path | list[str | Path], **overrides: Any) -> CommandLine:

@@ -27,6 +27,7 @@ from wmlightning.errors import clean_warnings, last_words
 from wmlightning.settings import loop_of, read_pipeline, steps_of, sweep_of, table_of
 from wmlightning.stages.stage import rehearsal
 from wmlightning.tools import data
+from wmlightning.tools.compare import verdict
 from wmlightning.tools.pipeline import Step, read_result, run_pipeline, say
 from wmlightning.tools.tables import red
 
@@ -260,6 +261,15 @@ def report(numbers: dict[str, Any]) -> None:
     if "dream.mean" in numbers:
         mean, wide, tau = (numbers[f"dream.{key}"] for key in ("mean", "ci95", "temperature"))
         say(f"in its dream: {mean:.1f} +- {wide:.1f} at temperature {tau:g}")
-    for name in (key.split(".")[1] for key in numbers if key.startswith("baselines.") and key.endswith(".mean")):
-        value, gain, wide = (numbers[f"baselines.{name}.{key}"] for key in ("mean", "difference", "difference_ci95"))
-        say(f"{name}: {value:.1f} on the same episodes, difference {gain:+.1f} +- {wide:.1f}")
+    beside = [key.removesuffix(".difference") for key in numbers if key.endswith(".difference")]
+    for place in beside:
+        value, gain, wide = (numbers[f"{place}.{key}"] for key in ("mean", "difference", "difference_ci95"))
+        say(f"{place.split('.')[-1]}: {value:.1f} on the same episodes, difference {gain:+.1f} +- {wide:.1f}")
+    if "ms_per_action" in numbers:
+        took = (numbers["ms_per_action"], numbers["planner.ms_per_action"])
+        say("milliseconds per action: {:.1f} for the agent, {:.1f} for the planner".format(*took))
+    steps = numbers.get("published.env_steps")
+    for name in (key.split(".")[1] for key in numbers if key.startswith("published.") and key.endswith(".mean")):
+        band = {key: numbers[f"published.{name}.{key}"] for key in ("mean", "min", "max", "seeds")}
+        told = "{mean:.1f}, from {min:.1f} to {max:.1f} over {seeds:.0f} seeds".format(**band)
+        say(f"{name} at {steps:,} environment steps: {told}; ours is {verdict(numbers['mean'], band)}")

@@ -1,6 +1,7 @@
 """Small charts drawn with Pillow: lines, bars and a heat map, so that pictures need no plotting library."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -65,6 +66,17 @@ class _Axes:
         """A line through data points."""
         self.pen.line([self.at(*point) for point in points], colour, round(width * SMOOTH), joint="curve")
 
+    def dot(self, point: tuple[Number, Number], colour: tuple[int, int, int], radius: Number) -> None:
+        """A filled circle at a data point."""
+        centre = self.at(*point)
+        self.pen.ellipse([v + sign * radius * SMOOTH for sign in (-1, 1) for v in centre], colour)
+
+    def shade(self, edge: Sequence[tuple[Number, Number]], colour: tuple[int, int, int]) -> None:
+        """Fills what a closed line of data points goes around, so that what lies below shows through."""
+        mask = Image.new("L", self.canvas.size)
+        ImageDraw.Draw(mask).polygon([self.at(*point) for point in edge], 50)
+        self.canvas.paste(Image.new("RGB", self.canvas.size, colour), mask=mask)
+
     def legend(self, names: Sequence[str]) -> None:
         """Names in their colours, at the upper right."""
         x = self.right
@@ -128,6 +140,82 @@ def line_chart(
             run = []
     axes.legend(list(curves))
     return axes.picture()
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve between a lower and an upper one, as of several seeds; equal lengths.
+
+    Args:
+        x: ascending.
+        mean: the curve.
+        low: the lower edge.
+        high: the upper edge.
+        bold: drawn with a dot at every point, for what is shown over the rest.
+    """
+
+    x: Sequence[Number]
+    mean: Sequence[Number]
+    low: Sequence[Number]
+    high: Sequence[Number]
+    bold: bool = False
+
+
+def band_chart(
+    bands: Mapping[str, Band],
+    levels: Mapping[str, Number] | None = None,
+    point: tuple[Number, Number, Number] | None = None,
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    size: tuple[int, int] = (760, 380),
+) -> Picture:
+    """Curves with shaded bands around them, named in their colours, from x = 0 on; later ones lie over earlier ones.
+
+    Args:
+        bands: name -> band.
+        levels: name -> height of a broken line across the whole width.
+        point: (x, y, half-width) of one dot with an upright bar, as of a mean with its interval.
+        title: one line above; x_label and y_label name the axes.
+        x_label: see title.
+        y_label: see title.
+        size: (width, height) in pixels.
+    """
+    levels = levels or {}
+    xs = [v for band in bands.values() for v in band.x] + ([point[0]] if point else [])
+    ys = [v for band in bands.values() for v in (*band.low, *band.high)] + list(levels.values())
+    ys += [point[1] - point[2], point[1] + point[2]] if point else []
+    top = max(xs, default=1) or 1
+    across = [(v, _short(v)) for v in ticks(0, top, wanted=8)]
+    axes = _Axes((0, top), _range(ys), size, (title, x_label, y_label), across)
+    for number, band in enumerate(bands.values()):
+        edge = [*zip(band.x, band.high, strict=True), *reversed([*zip(band.x, band.low, strict=True)])]
+        if len(band.x) > 1:
+            axes.shade(edge, COLOURS[number % len(COLOURS)])
+    for number, level in enumerate(levels.values(), len(bands)):
+        for dash in range(0, 60, 2):
+            axes.line([(top * dash / 60, level), (top * (dash + 1) / 60, level)], COLOURS[number % len(COLOURS)], 1.5)
+    for number, band in enumerate(bands.values()):
+        colour, points = COLOURS[number % len(COLOURS)], [*zip(band.x, band.mean, strict=True)]
+        if len(points) > 1:
+            axes.line(points, colour, 2)
+        if band.bold or len(points) == 1:
+            for one in points:
+                axes.dot(one, colour, 2.5)
+    if point is not None:
+        x, y, half = point
+        axes.line([(x, y - half), (x, y + half)], INK, 2)
+        axes.dot((x, y), INK, 4)
+    axes.legend([*bands, *levels])
+    return axes.picture()
+
+
+def _short(value: Number) -> str:
+    """A tick of many steps: 250k, 1.5M."""
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:.6g}{letter}"
+    return f"{value:.6g}"
 
 
 def scatter_chart(

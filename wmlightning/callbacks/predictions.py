@@ -14,11 +14,14 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from datamodules.datasets import WindowDataset
 from datamodules.episode import Batch
+from datamodules.joined import Joined
 from datamodules.samplers import UniformWindows
 from wmlightning.callbacks.charts import bar_chart, line_chart, scatter_chart
 from wmlightning.callbacks.dreams import HORIZONS, OpenLoop, open_loop
 from wmlightning.callbacks.images import Picture, error_map, evenly, stack, table, to_frames
 from wmlightning.callbacks.pictures import LogPictures, PictureBook
+from wmlightning.callbacks.usage import usage_chart
+from wmlightning.distributions.categorical import CategoricalLatent
 from wmlightning.distributions.latents import Latent, MeanLatent
 
 WINDOWS = 8
@@ -186,6 +189,7 @@ class LogPredictions(LogPictures):
     images, with the recorded actions; `open_loop_moving`: the same as a GIF. `prediction_quality`: PSNR and SSIM by
     steps after the last image, a few of them as scalars `open_loop_psnr_h1`, `open_loop_ssim_h1`,
     `open_loop_reward_error_h1` and so on. `rewards`: predicted and true. `kl_per_dimension`: nats that an image tells.
+    `categorical_usage`, of a categorical latent: entropy per group, and how often each class is chosen.
 
     The windows come from the newest held-out episodes, or, where the run holds none out, from the newest ones trained
     on (the titles say which). Where episodes are collected meanwhile, they are those of the time.
@@ -223,6 +227,9 @@ class LogPredictions(LogPictures):
         book.add("world_model/rewards", reward_chart(model, loop, batch.reward), step)
         nats = kl_per_dimension(model.dynamics.latent, loop.posterior.params, loop.prior.params)
         book.add("world_model/kl_per_dimension", latent_kl_chart(nats), step)
+        if isinstance(model.dynamics.latent, CategoricalLatent):
+            chart = usage_chart(model.dynamics.latent, loop.posterior.params)
+            book.add("world_model/categorical_usage", chart, step)
         book.add_scalars(
             {
                 f"world_model/open_loop_{key}_h{h}": float(curves[key][h - 1])
@@ -235,22 +242,39 @@ class LogPredictions(LogPictures):
 
     def newest(self, trainer: Any) -> tuple[str, Batch] | None:
         """Windows of the newest episodes and what to call one; None, with one warning, where there are none."""
-        data, why = getattr(trainer, "datamodule", None), "the run has no datamodule with a store"
-        for held_out, name in ((True, "Held-out window"), (False, "Window trained on")):
-            if data is None:
-                break
-            try:
-                names = data.episodes(validation=held_out)
-                names = sorted(names, key=lambda name: (name.birth, name.index, name.rank))[-EPISODES:]
-                rows = min(self.context + self.horizon, max(name.rows for name in names))
-                batch = WindowDataset(UniformWindows(rows)).draw(data.store, names, data.seed, 0, WINDOWS)
-            except ValueError as error:
-                why = str(error)
-                continue
-            if "image" in batch.observation and rows > self.context:
-                return name, batch
-            why = f"no episode holds images and is longer than {self.context} rows"
+        found = newest_windows(trainer, self.context, self.horizon)
+        if not isinstance(found, str):
+            return found
         if not self._warned:
-            rank_zero_warn(f"LogPredictions draws nothing: {why}")
+            rank_zero_warn(f"LogPredictions draws nothing: {found}")
             self._warned = True
         return None
+
+
+def newest_windows(trainer: Any, context: int, horizon: int) -> tuple[str, Batch] | str:
+    """Windows of a run's newest episodes: held-out ones, or, where it holds none out, those trained on.
+
+    Args:
+        trainer: has the run's datamodule.
+        context: rows that a window must have more than.
+        horizon: rows beyond them, or fewer where episodes are shorter.
+
+    Returns:
+        What to call a window, and `WINDOWS` of them; or why there are none.
+    """
+    data, why = getattr(trainer, "datamodule", None), "the run has no datamodule with a store"
+    for held_out, name in ((True, "Held-out window"), (False, "Window trained on")):
+        if data is None:
+            break
+        try:
+            names = data.episodes(validation=held_out)
+            newest = Joined(sorted(names, key=lambda name: name.age)[-EPISODES:])
+            rows = min(context + horizon, int(newest.lengths.max()))
+            batch = WindowDataset(UniformWindows(rows)).draw(data.store, newest, data.seed, 0, WINDOWS)
+        except ValueError as error:
+            why = str(error)
+            continue
+        if "image" in batch.observation and rows > context:
+            return name, batch
+        why = f"no episode holds images and is longer than {context} rows"
+    return why

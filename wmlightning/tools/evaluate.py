@@ -15,9 +15,12 @@ from wmlightning.callbacks.scores import evaluation_seeds, interval, statistics
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Policy
+from wmlightning.planners.cem import CEM
 from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded, recipe_of
 from wmlightning.stages.stage import load
+from wmlightning.tools.compare import compare_with, read_curves, run_curve, same_task
+from wmlightning.tools.controllers import check_planner, milliseconds_per_action, planning
 
 
 def evaluate(
@@ -30,6 +33,10 @@ def evaluate(
     baselines: dict[str, Recorded] | None = None,
     json: str | None = None,
     video: str | None = None,
+    planner: CEM | None = None,
+    compare: str | None = None,
+    also: list[str] | None = None,
+    picture: str | None = None,
 ) -> dict[str, Any]:
     """Plays an agent, without exploration, for many episodes.
 
@@ -48,18 +55,29 @@ def evaluate(
         json: file to write the result to.
         video: .gif file for the first episode, played once more and filmed as the agent sees it. Of an agent with a
             dream, a dream is filmed too and written beside it: NAME_dream.gif.
+        planner: the same episodes are played once more by this planner in the agent's world model: planning while
+            acting (PlaNet) beside what was learnt beforehand (Dreamer), on the same weights.
+        compare: CSV of published curves, to draw over those of the same task; see `wmlightning.tools.compare`.
+        also: folders of further runs, of other seeds, whose returns are drawn together with the agent's run.
+        picture: .png file for that drawing; None puts it beside the checkpoint's run, as pictures/compare.png.
 
     Returns:
         `returns`, `mean`, `std` (of a sample), `ci95` (half-width of Student's interval of the mean), `episodes`,
         `env_steps` and `env_steps_per_second`, `seeds`, `environment` (all its settings) and for each
         baseline `returns`, `mean`, `std`, `ci95`, `difference` (mean of agent minus baseline) and `difference_ci95`.
         Of an agent with a dream also `dream`: `returns`, `mean`, `std`, `ci95`, `temperature` and `episodes`.
+        With a planner `ms_per_action` (milliseconds for one action in one environment, a median) and `planner`, the
+        same as a baseline with its own. With curves `published`: `task`, `env_steps` of the agent, `picture`, and of
+        each method that has been there `mean`, `min`, `max` and `seeds` at equal steps and where we lie, `ours`.
 
     Raises:
         ValueError: if the checkpoint holds nothing that acts, there is no environment to play in, or a file cannot be
             written: all of that before anything is played.
     """
-    agent, environment = check(agent, environment, episodes, seed, num_envs, num_workers, json, video)
+    checkpoint = agent
+    agent, environment = check(
+        agent, environment, episodes, seed, num_envs, num_workers, json, video, planner, compare, also, picture
+    )
     seeds = evaluation_seeds(seed, episodes)
 
     envs = environment.vector(min(num_envs, episodes), num_workers)
@@ -69,16 +87,22 @@ def evaluate(
         # With every rule that a score depends on: action repeat, time limit, when a lap counts.
         result["environment"] = recipe_of(environment)["init_args"]
         for name, policy in (baselines or {}).items():
-            beside = _play(name, policy, envs, seeds)  # type: ignore[arg-type]
-            gain = np.subtract(result["returns"], beside["returns"])
-            beside |= {"difference": float(gain.mean()), "difference_ci95": interval(gain)}
-            result["baselines"][name] = beside
+            result["baselines"][name] = _beside(result, _play(name, policy, envs, seeds))  # type: ignore[arg-type]
+        if planner is not None:
+            result["planner"] = _beside(result, _play("planner", planning(agent, planner), envs, seeds))
     finally:
         envs.close()
+    if planner is not None:
+        result["ms_per_action"] = milliseconds_per_action(agent.policy(explore=False), environment, seeds[0])
+        took = milliseconds_per_action(planning(agent, planner), environment, seeds[0])
+        result["planner"] |= {"ms_per_action": took, "settings": recipe_of(planner)["init_args"]}
     dream = getattr(agent, "dream", None)
     if dream is not None:
         returns = agent.dreamt_returns(seeds).tolist()
         result["dream"] = statistics(returns) | {"temperature": dream.temperature, "episodes": episodes}
+    if compare is not None:
+        path = checkpoint if isinstance(checkpoint, str | Path) else None
+        result["published"] = compare_with(compare, agent, path, environment.id, result, also or [], picture)
     if json is not None:
         write_atomically(json, lambda file: file.write((dumps(result, indent=2) + "\n").encode()))
     if video is not None:
@@ -99,25 +123,50 @@ def check(
     num_workers: int,
     json: str | None,
     video: str | None,
+    planner: CEM | None = None,
+    compare: str | None = None,
+    also: list[str] | None = None,
+    picture: str | None = None,
 ) -> tuple[Any, EnvFactory]:
     """Checks an evaluation's arguments, without playing; gives the agent and its environment. Raises as `evaluate`."""
     if episodes < 2:
         raise ValueError(f"episodes is {episodes}, but an interval needs at least 2: ask for more")
     at_least(0, seed=seed, num_workers=num_workers)
     at_least(1, num_envs=num_envs)
-    if video is not None and Path(video).suffix != ".gif":
-        raise ValueError(f"--video {video}: videos are written as animated GIF, so end the name in .gif")
-    for path in (json, video):
+    for option, path, kind, suffix in (
+        ("video", video, "videos are written as animated GIF", ".gif"),
+        ("picture", picture, "the drawing is written as PNG", ".png"),
+    ):
+        if path is not None and Path(path).suffix != suffix:
+            raise ValueError(f"--{option} {path}: {kind}, so end the name in {suffix}")
+    for path in (json, video, picture):
         if path is not None:
             check_writable(path)
+    if (also or picture) and compare is None:
+        raise ValueError("also and picture belong to a comparison: name a file of curves with --compare")
+    curves = None if compare is None else read_curves(compare)
+    for run in also or []:
+        run_curve(run)
     if isinstance(agent, str | Path):
         agent = load(agent)
     if not hasattr(agent, "policy"):
-        raise ValueError(f"a {type(agent).__name__} does not act: evaluate the checkpoint of a controller or a PlaNet")
+        raise ValueError(
+            f"a {type(agent).__name__} does not act: evaluate the checkpoint of a controller, a PlaNet or a Dreamer"
+        )
     environment = environment or getattr(agent, "environment", None)
     if environment is None:
         raise ValueError("there is no environment to play in: name one, --environment.id=CarRacing-v3")
+    if curves is not None:
+        same_task(curves, environment.id, str(compare))
+    if planner is not None:
+        check_planner(agent, environment)
     return agent, environment
+
+
+def _beside(result: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
+    """What played the same episodes as the agent, with the difference taken episode by episode."""
+    gain = np.subtract(result["returns"], beside["returns"])
+    return beside | {"difference": float(gain.mean()), "difference_ci95": interval(gain)}
 
 
 def _play(name: str, policy: Policy, envs: Any, seeds: list[int]) -> dict[str, Any]:
