@@ -148,7 +148,16 @@ def test_a_missing_package_is_named(monkeypatch, beginning, package):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"action_repeat": 0}, {"size": 0}, {"time_limit": 0}, {"crop": [5, 5]}, {"crop": "x"}]
+    "wrong",
+    [
+        {"action_repeat": 0},
+        {"size": 0},
+        {"time_limit": 0},
+        {"crop": [5, 5]},
+        {"crop": "x"},
+        {"crop": [0, 9, 4]},
+        {"crop": [0, 9, 4, 4]},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused_at_once(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -102,14 +102,15 @@ class Pixels(gym.Wrapper):
         env: the environment to look at.
         look: gives the picture, uint8 (H, W, 3), (H, W, 1) or (H, W), from the raw observation.
         size: side of the result in pixels.
-        crop: rows [first, last) to keep before resizing; None keeps all.
+        crop: what to keep before resizing: rows [first, last), or rows and columns [first, last, first, last); None
+            keeps all.
     """
 
     def __init__(
         self, env: gym.Env, look: Callable[[Any], np.ndarray], size: int = 64, crop: list[int] | None = None
     ) -> None:
         super().__init__(env)
-        self.look, self.size, self.rows = look, size, slice(*crop) if crop else slice(None)
+        self.look, self.size, self.crop = look, size, crop or []
         self.picture: np.ndarray | None = None
         self.shape: tuple[int, ...] | None = None
         self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (size, size, 3), np.uint8)})
@@ -140,9 +141,13 @@ class Pixels(gym.Wrapper):
             )
         if image.ndim == 2 or image.shape[2] == 1:
             image = np.repeat(image.reshape(*image.shape[:2], 1), 3, 2)
-        if self.rows.stop is not None and self.rows.stop > len(image):
-            raise ValueError(f"crop ends at row {self.rows.stop} but the picture has {len(image)} rows: crop less")
-        image = image[self.rows]
+        for axis, last in enumerate(self.crop[1::2]):
+            if last > image.shape[axis]:
+                kind = ("row", "column")[axis]
+                raise ValueError(
+                    f"crop ends at {kind} {last} but the picture has {image.shape[axis]} {kind}s: crop less"
+                )
+        image = image[tuple(slice(*self.crop[k : k + 2]) for k in range(0, len(self.crop), 2))]
         if image.shape[:2] != (self.size, self.size):
             # cv2 wants contiguous rows; area averaging is its only filter that does not alias when shrinking.
             image = cv2.resize(np.ascontiguousarray(image), (self.size, self.size), interpolation=cv2.INTER_AREA)
