@@ -10,6 +10,7 @@ from wmlightning.settings import find_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs" / "results.md").read_text()
 QUICKSTART = README.partition("## Quickstart")[2].partition("\n## ")[0]
 BLOCKS = re.findall(r"```bash\n(.*?)\n```", QUICKSTART, re.DOTALL)
 INSTALL = r"python3 -m venv \.venv && \.venv/bin/pip install -e \"\.\[(\w+)\]\" -c requirements/ci-constraints\.txt"
@@ -44,8 +45,11 @@ def test_the_second_command_is_what_continuous_integration_runs():
 def test_every_file_and_configuration_that_readme_names_is_there():
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
-    for name in re.findall(r"`(world_models/[\w/]+(?:\.yaml)?)`", README):
+    rooms = "|".join(folder.name for folder in (ROOT / "configs").iterdir() if folder.is_dir())
+    for name in re.findall(rf"`((?:{rooms})/\w+(?:\.yaml)?)`", README + RESULTS):
         assert find_config(name).is_file()
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", RESULTS):
+        assert (ROOT / "docs" / link).exists(), link
 
 
 def test_readme_is_read_in_one_sitting():

@@ -191,7 +191,16 @@ def test_gray_pictures_come_through_the_board_and_into_the_store(workers, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"action_repeat": 0}, {"size": 0}, {"time_limit": 0}, {"crop": [5, 5]}, {"crop": "x"}]
+    "wrong",
+    [
+        {"action_repeat": 0},
+        {"size": 0},
+        {"time_limit": 0},
+        {"crop": [5, 5]},
+        {"crop": "x"},
+        {"crop": [0, 9, 4]},
+        {"crop": [0, 9, 4, 4]},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused_at_once(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

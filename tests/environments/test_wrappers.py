@@ -102,6 +102,12 @@ def test_pictures_are_cropped_then_averaged_down():
     np.testing.assert_array_equal(image, np.full((42, 42, 3), 100))
 
 
+def test_a_crop_of_four_keeps_rows_and_columns():
+    picture = np.arange(96 * 80, dtype=np.uint32).reshape(96, 80, 1).astype(np.uint8).repeat(3, 2)
+    env = Pixels(DummyCounter(size=8), lambda _: picture, size=40, crop=[10, 50, 20, 60])
+    np.testing.assert_array_equal(env.reset(seed=0)[0]["image"], picture[10:50, 20:60])
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (64, 64, 1)])
 def test_grey_pictures_become_three_equal_channels(shape):
     grey = np.arange(64 * 64).reshape(shape).astype(np.uint8)
@@ -117,9 +123,10 @@ def test_what_was_seen_does_not_change_when_the_environment_draws_again():
     assert image.max() == 0
 
 
-def test_a_crop_beyond_the_picture_is_refused():
-    env = Pixels(DummyCounter(size=64), lambda observation: observation, crop=[0, 84])
-    with pytest.raises(ValueError, match="ends at row 84 but the picture has 64"):
+@pytest.mark.parametrize(("crop", "end"), [([0, 84], "row 84"), ([0, 60, 5, 90], "column 90")])
+def test_a_crop_beyond_the_picture_is_refused(crop, end):
+    env = Pixels(DummyCounter(size=64), lambda observation: observation, crop=crop)
+    with pytest.raises(ValueError, match=f"ends at {end} but the picture has 64"):
         env.reset(seed=0)
 
 

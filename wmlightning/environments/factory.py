@@ -1,6 +1,6 @@
 """EnvFactory: the recipe of an environment, from which one, or many side by side, are made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,8 +25,8 @@ class EnvFactory(Recorded):
         size: side of the square image in pixels.
         time_limit: environment steps after which an episode is truncated; None keeps the id's registered limit, or the
             suite's habit (VizdoomTakeCover: 2,100; Atari: 108,000).
-        crop: rows [first, last) of the picture to keep; "auto" is the suite's habit (CarRacing: [0, 84], which cuts
-            the indicators off; others: all), None keeps all.
+        crop: what to keep of the picture, rows [first, last) or rows and columns [first, last, first, last); "auto" is
+            the suite's habit (CarRacing: [0, 84], which cuts the indicators off; others: all), None keeps all.
         ignore_termination: step past the end until the time limit, as the World Models collection did; rewards after
             the end are whatever the environment gives.
         pixels: where pictures come from: the key of an observation entry, "render" for `rgb_array` rendering, or None
@@ -50,9 +50,11 @@ class EnvFactory(Recorded):
         for name, value in (("action_repeat", action_repeat), ("size", size), ("time_limit", time_limit)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value} but must be at least 1")
-        rows = isinstance(crop, list | tuple) and len(crop) == 2 and 0 <= crop[0] < crop[1]
-        if not (rows or crop is None or crop == "auto"):
-            raise ValueError(f"crop is {crop!r} but wants auto, null, or rows [first, last) such as [0, 84]")
+        if not (crop is None or crop == "auto" or (isinstance(crop, list | tuple) and _is_crop(crop))):
+            raise ValueError(
+                f"crop is {crop!r} but wants auto, null, rows [first, last) such as [0, 84], or rows and columns such "
+                "as [0, 84, 10, 80]"
+            )
         self.id, self.action_repeat, self.size, self.channels = id, action_repeat, size, 1 if gray else 3
         self._make_arguments = {
             "id": id,
@@ -104,3 +106,8 @@ class EnvFactory(Recorded):
         }
         make = partial(make_registered, find_spec(self.id), self._make_arguments)
         return make, num_envs, num_workers, timeout, description
+
+
+def _is_crop(crop: Sequence[int]) -> bool:
+    pairs = [crop[k : k + 2] for k in range(0, len(crop), 2)]
+    return len(crop) in (2, 4) and all(0 <= first < last for first, last in pairs)

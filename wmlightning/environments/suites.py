@@ -44,7 +44,7 @@ class Raw:
         env: takes the actions of `actions`.
         actions: wraps it so that actions are in [-1, 1] or one-hot.
         look: gives the picture from the raw observation.
-        crop: rows [first, last) of that picture to keep; None for all.
+        crop: what to keep of that picture, as of `EnvFactory`; None for all.
         time_limit: environment steps, where the id registers none and the suite has a habit.
         decisions: repeats actions, counts steps and ends episodes at the limit.
     """
@@ -183,6 +183,8 @@ def car_racing(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: 
         return Raw(env, actions, lambda _: env.render(), None if isinstance(crop, str) else crop)  # type: ignore[arg-type,return-value]
     if pixels is not None:
         raise ValueError(f"{spec.id} has no observation {pixels!r}: leave pixels out, or set it to render")
+    if not isinstance(crop, str) and crop and len(crop) == 4:
+        return Raw(env, actions, lambda _: car.look(slice(None)), crop)
     rows = slice(0, KEPT_ROWS) if isinstance(crop, str) else slice(*(crop or [None]))
     if (rows.stop or 0) > ALL_ROWS:
         raise ValueError(f"crop ends at row {rows.stop} but {spec.id} has {ALL_ROWS}: crop less")

@@ -102,7 +102,8 @@ class Pixels(gym.Wrapper):
         env: the environment to look at.
         look: gives the picture, uint8 (H, W, 3), (H, W, 1) or (H, W), from the raw observation.
         size: side of the result in pixels.
-        crop: rows [first, last) to keep before resizing; None keeps all.
+        crop: what to keep before resizing: rows [first, last), or rows and columns [first, last, first, last); None
+            keeps all.
         gray: one channel, the luminance of colours, instead of three.
     """
 
@@ -115,7 +116,7 @@ class Pixels(gym.Wrapper):
         gray: bool = False,
     ) -> None:
         super().__init__(env)
-        self.look, self.size, self.rows = look, size, slice(*crop) if crop else slice(None)
+        self.look, self.size, self.crop = look, size, crop or []
         self.channels = 1 if gray else 3
         self.picture: np.ndarray | None = None
         self.shape: tuple[int, ...] | None = None
@@ -145,11 +146,16 @@ class Pixels(gym.Wrapper):
                 f"the picture is {image.dtype} {image.shape} but uint8 {self.shape} is wanted, as large as when the "
                 "episode began: mend the environment"
             )
-        if self.rows.stop is not None and self.rows.stop > len(image):
-            raise ValueError(f"crop ends at row {self.rows.stop} but the picture has {len(image)} rows: crop less")
-        resized = image[self.rows].shape[:2] != (self.size, self.size)
+        for axis, last in enumerate(self.crop[1::2]):
+            if last > image.shape[axis]:
+                kind = ("row", "column")[axis]
+                raise ValueError(
+                    f"crop ends at {kind} {last} but the picture has {image.shape[axis]} {kind}s: crop less"
+                )
+        image = image[tuple(slice(*self.crop[k : k + 2]) for k in range(0, len(self.crop), 2))]
+        resized = image.shape[:2] != (self.size, self.size)
         # cv2 wants contiguous rows; where it makes no new ones a copy, for the environment may draw there again.
-        image = np.ascontiguousarray(image[self.rows]) if resized else np.array(image[self.rows])
+        image = np.ascontiguousarray(image) if resized else np.array(image)
         if self.channels == 1 and image.ndim == 3 and image.shape[2] == 3:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         if resized:
