@@ -181,6 +181,17 @@ def test_an_evaluation_is_drawn_over_the_curves_of_its_task_and_told_in_numbers(
     assert Image.open(told["picture"]).size == (760, 380)
 
 
+def test_a_run_that_is_named_twice_counts_as_one_seed(tmp_path, curves, monkeypatch):
+    run, other = (logged_run(tmp_path / name, [(1000, 5.0), (2000, 15.0)]) for name in ("run", "other"))
+    monkeypatch.setattr("wmlightning.tools.compare.read_checkpoint", lambda path: {})
+    seen = []
+    monkeypatch.setattr("wmlightning.tools.compare.several_seeds", lambda runs: seen.append(len(runs)))
+    also = [str(run), str(other), f"{other}/checkpoints/last.ckpt"]
+    result = {"mean": 21.0, "ci95": 3.0}
+    compare_with(curves, object(), run / "checkpoints/last.ckpt", "wmlightning/DummyPixels-v0", result, also, None)
+    assert seen == [2]
+
+
 class Right:
     """An agent that always drives to the right."""
 

@@ -259,7 +259,10 @@ def compare_with(
         As `evaluate` describes, under `published`.
     """
     published = same_task(read_curves(path), environment, path)
-    runs, steps, folder = [run_curve(run)[1] for run in also], None, Path()
+    own = None if checkpoint is None else run_folder(checkpoint).resolve()
+    # A run that is named twice is one seed all the same.
+    others = dict.fromkeys(folder for run in also if (folder := run_folder(run).resolve()) != own)
+    runs, steps, folder = [run_curve(other)[1] for other in others], None, Path()
     if checkpoint is not None:
         folder, steps = run_folder(checkpoint), steps_trained(agent, read_checkpoint(checkpoint))
         # A checkpoint that was carried elsewhere has no run around it: then the point stands alone.

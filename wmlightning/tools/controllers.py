@@ -26,9 +26,7 @@ def check_planner(agent: Any, environment: EnvFactory) -> None:
     if not hasattr(agent, "world_model"):
         raise ValueError(f"a {name} has no world model to plan in: evaluate a Dreamer's or a PlaNet's checkpoint")
     if environment.spec.discrete:
-        raise ValueError(
-            f"{environment.id} chooses one of several actions, which CEM cannot search: leave planner out"
-        )
+        raise ValueError(f"{environment.id} chooses one of several actions, which CEM cannot search: leave planner out")
 
 
 def planning(agent: Any, planner: CEM) -> PlanningPolicy:
