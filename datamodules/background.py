@@ -9,6 +9,8 @@ from typing import Any
 
 from datamodules.writer import EpisodeWriter
 
+LOT = 32
+"""Calls that are handed over together: waking the thread for each would cost more than what it does."""
 WAITING = 4096
 """Most calls that may wait to be carried out; at 64x64 pixels a step is 12 kB."""
 
@@ -16,7 +18,8 @@ WAITING = 4096
 class InBackground:
     """An `EpisodeWriter` whose calls are carried out by a thread, in their order, while the caller goes on.
 
-    Encoding and syncing a file takes as long as several steps of a quick environment. Leaving the `with` block waits
+    Encoding and syncing a file takes as long as several steps of a quick environment. Calls are handed over some at a
+    time. Leaving the `with` block waits
     until everything is on disk, also when an exception ends it: no finished episode is lost.
 
     Args:
@@ -28,7 +31,8 @@ class InBackground:
 
     def __init__(self, writer: EpisodeWriter) -> None:
         self.writer = writer
-        self._calls: queue.Queue[Callable[[], Any] | None] = queue.Queue(WAITING)
+        self._lot: list[Callable[[], Any]] = []
+        self._lots: queue.Queue[list[Callable[[], Any]] | None] = queue.Queue(WAITING // LOT)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="episode writer", daemon=True)
 
@@ -37,7 +41,8 @@ class InBackground:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._calls.put(None)
+        self._lots.put(self._lot)
+        self._lots.put(None)
         self._thread.join()
         if error is None:
             self._complain()
@@ -56,17 +61,21 @@ class InBackground:
 
     def _put(self, call: Callable[[], Any]) -> None:
         self._complain()
-        self._calls.put(call)
+        self._lot.append(call)
+        if len(self._lot) == LOT:
+            self._lots.put(self._lot)
+            self._lot = []
 
     def _complain(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+        while (lot := self._lots.get()) is not None:
             # After an error the rest is taken from the queue and left alone, so that nobody waits for a place in it.
             if self._error is None:
                 try:
-                    call()
+                    for call in lot:
+                        call()
                 except BaseException as error:
                     self._error = error

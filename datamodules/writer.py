@@ -91,18 +91,19 @@ class EpisodeWriter:
 class _Recording:
     def __init__(self, index: int, metadata: dict[str, Any], observation: dict[str, np.ndarray], part: int) -> None:
         self.index, self.metadata, self.part = index, metadata, part
+        self.kind = _kind(observation)
         self.observations = [_copied(observation)]
         self.actions: list[np.ndarray] = []
         self.rewards, self.ends = [0.0], [False]
 
     def add(self, observation: dict[str, np.ndarray], action: np.ndarray, reward: float, terminated: bool) -> None:
-        self.observations.append(_copied(observation))
-        began, now = ({k: (v.dtype.name, v.shape) for k, v in self.observations[place].items()} for place in (0, -1))
-        if now != began:
+        if (kind := _kind(observation)) != self.kind:
+            now, began = ({key: (dtype.name, shape) for key, (dtype, shape) in k.items()} for k in (kind, self.kind))
             raise ValueError(
                 f"step {len(self.rewards)} of episode {self.index} observes {now} but the episode began with {began}: "
                 "mend the environment"
             )
+        self.observations.append(_copied(observation))
         self.actions.append(np.array(action, np.float32))
         self.rewards.append(float(reward))
         self.ends.append(bool(terminated))
@@ -118,6 +119,10 @@ class _Recording:
             np.array(self.ends, np.bool_),
             self.metadata,
         )
+
+
+def _kind(observation: dict[str, np.ndarray]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+    return {key: (value.dtype, value.shape) for key, value in observation.items()}
 
 
 def _copied(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

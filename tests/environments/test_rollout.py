@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.background import InBackground
 from datamodules.store import EpisodeStore
 from datamodules.writer import EpisodeWriter
+from wmlightning.environments import workers
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.policies.exploration import SmoothNoisePolicy
@@ -15,6 +17,17 @@ COUNTER = EnvFactory("wmlightning/DummyCounter-v0", size=8, kwargs={"steps": 6})
 CORRIDOR = EnvFactory("wmlightning/DummyCorridor-v0", size=8, kwargs={"steps": 25})
 NOISE = SmoothNoisePolicy(2, timescale=3.0)
 WANDER = SmoothNoisePolicy(3, timescale=3.0, mean=[0.0, 0.0, 0.3], discrete=True)
+
+
+class Looking:
+    """A policy that is not blind, and so is played in step."""
+
+    def __init__(self, policy):
+        self.initial, self.act = policy.initial, policy
+
+    def __call__(self, observation, is_first, carry):
+        assert observation["image"].any() or is_first.any()
+        return self.act(observation, is_first, carry)
 
 
 def recorded(path, factory, policy, seeds, num_envs, num_workers=0, **kwargs):
@@ -42,6 +55,7 @@ def test_an_episode_depends_on_its_seed_and_not_on_rows_workers_or_company(tmp_p
     assert_same(alone, recorded(tmp_path / "3", CORRIDOR, WANDER, seeds, 3))
     assert_same(alone, recorded(tmp_path / "16", CORRIDOR, WANDER, seeds, 16))
     assert_same(alone, recorded(tmp_path / "w", CORRIDOR, WANDER, seeds, 4, 2))
+    assert_same(alone, recorded(tmp_path / "l", CORRIDOR, Looking(WANDER), seeds, 4, 2))
     backwards, _ = recorded(tmp_path / "b", CORRIDOR, WANDER, seeds[::-1], 3)
     assert [(r.seed, r.total_reward) for r in backwards[::-1]] == [(r.seed, r.total_reward) for r in alone[0]]
 
@@ -83,20 +97,68 @@ def test_env_steps_are_raw_steps():
     assert (result.decisions, result.env_steps, result.total_reward) == (3, 10, 55.0)
 
 
+@pytest.mark.parametrize("policy", [NOISE, Looking(NOISE)], ids=["ahead", "in step"])
 @pytest.mark.parametrize("kind", ["kill", "hang"])
-def test_an_episode_whose_worker_dies_is_begun_again_and_comes_out_the_same(tmp_path, kind):
+def test_an_episode_whose_worker_dies_is_begun_again_and_comes_out_the_same(tmp_path, kind, policy):
     def play(name, marker, workers):
         kwargs = {"kind": kind, "marker": str(marker)}
         factory = EnvFactory("accidents:tests/Accident-v0", size=8, kwargs=kwargs)
         store = EpisodeStore(tmp_path / name)
         with factory.vector(4, workers, timeout=2.0 if kind == "hang" else 60.0) as envs:
-            results = rollout(envs, NOISE, list(range(8)), writer=EpisodeWriter(store))
+            results = rollout(envs, policy, list(range(8)), writer=EpisodeWriter(store))
         return results, [store.read(position) for position in range(len(store))]
 
     (tmp_path / "happened").touch()
     peaceful = play("peaceful", tmp_path / "happened", 0)
     with pytest.warns(UserWarning, match="worker 1"):
         assert_same(peaceful, play("struck", tmp_path / "fresh", 2))
+
+
+def test_where_nothing_is_looked_at_short_and_long_episodes_share_rows_without_a_trace(tmp_path):
+    factories = [COUNTER, EnvFactory(COUNTER.id, size=8, kwargs={"steps": 100})]
+    for factory in factories:
+        alone = recorded(tmp_path / f"{id(factory)}", factory, NOISE, list(range(9)), 1)
+        for rows, processes in ((1, 1), (5, 2)):
+            path = tmp_path / f"{id(factory)}-{rows}"
+            assert_same(alone, recorded(path, factory, NOISE, list(range(9)), rows, processes))
+
+
+class Asked(SmoothNoisePolicy):
+    """Notes what it is called with."""
+
+    def __call__(self, observation, is_first, carry):
+        calls.append((sorted(observation), len(is_first)))
+        return super().__call__(observation, is_first, carry)
+
+
+calls: list[tuple[list[str], int]] = []
+
+
+@pytest.mark.parametrize(
+    ("workers", "options", "asked"),
+    [
+        (2, {}, {((), 2)}),
+        (0, {}, {(("image",), 4)}),
+        (2, {"may_begin": lambda decisions: decisions < 20}, {(("image",), 4)}),
+    ],
+)
+def test_a_policy_is_asked_ahead_where_it_is_blind_there_are_workers_and_nobody_counts(workers, options, asked):
+    calls.clear()
+    with COUNTER.vector(4, workers) as envs:
+        results = rollout(envs, Asked(2), list(range(6)), **options)
+    assert {(tuple(keys), rows) for keys, rows in calls} == asked
+    assert len(results) == (4 if options else 6)
+
+
+def test_rows_ahead_do_not_wait_for_a_slow_worker(tmp_path):
+    factory = EnvFactory("accidents:tests/Accident-v0", size=8, kwargs={"kind": "hang", "marker": str(tmp_path / "m")})
+    told = []
+    with factory.vector(2, 2, timeout=3.0) as envs:
+        with pytest.warns(UserWarning, match="worker 1"):
+            rollout(envs, NOISE, [0, 3, *range(4, 12)], progress=lambda *numbers: told.append(numbers))
+        assert envs.env_steps_made >= 100
+    # The first to be told of while the row with seed 3 hangs is all that the other row can play.
+    assert max(decisions for _, _, decisions in told[:-2]) >= 90
 
 
 @pytest.mark.filterwarnings("ignore:environment worker")
@@ -159,6 +221,38 @@ def test_a_rollout_stops_when_it_is_asked_to_and_keeps_whole_episodes_only(tmp_p
     assert [len(episode) for episode in episodes] == [7, 7]
 
 
+def test_a_rollout_ahead_that_stops_or_is_interrupted_leaves_the_environments_usable(tmp_path, monkeypatch):
+    factory = EnvFactory(COUNTER.id, size=8, kwargs={"steps": 100})
+    whole = recorded(tmp_path / "whole", factory, NOISE, [5, 6, 7], 1)
+    calls = iter([False] * 3 + [True])
+    store = EpisodeStore(tmp_path / "stopped")
+    with factory.vector(2, 2) as envs:
+        with InBackground(EpisodeWriter(store)) as writer:
+            assert rollout(envs, NOISE, [1, 2, 3], writer=writer, should_stop=lambda: next(calls)) == []
+        assert len(store) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(workers, "wait", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                rollout(envs, NOISE, [1, 2, 3])
+        before = envs.env_steps_made
+        with InBackground(EpisodeWriter(store)) as writer:
+            results = rollout(envs, NOISE, [5, 6, 7], writer=writer)
+        assert envs.env_steps_made - before >= 300
+        envs.reset(seed=0)
+        assert envs.step(np.zeros((2, 2)))[0]["image"][:, 0, 0, 0].tolist() == [1, 1]
+    assert_same(whole, (results, [store.read(position) for position in range(3)]))
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_what_an_environment_raises_ahead_is_told_with_its_row():
+    factory = EnvFactory("accidents:tests/Accident-v0", size=8, kwargs={"kind": "raise"})
+    with factory.vector(2, 2) as envs, pytest.raises(RuntimeError, match="begun with seed 3.*the wheel"):
+        rollout(envs, NOISE, [1, 3])
+
+
 def test_progress_counts_episodes_and_decisions():
     told = []
     with COUNTER.vector(2) as envs:
@@ -166,6 +260,10 @@ def test_progress_counts_episodes_and_decisions():
     assert told[0] == (0, 3, 0)
     assert told[-1] == (3, 3, 18)
     assert told == sorted(told)
+    with COUNTER.vector(2, 2) as envs:
+        rollout(envs, NOISE, [0, 1, 2], progress=lambda *numbers: told.append(numbers))
+        assert envs.env_steps_made == 18
+    assert told[-1] == (3, 3, 18)
 
 
 def test_a_policy_of_another_size_or_with_nan_is_refused_in_one_line():
@@ -179,3 +277,11 @@ def test_a_policy_of_another_size_or_with_nan_is_refused_in_one_line():
 
         with pytest.raises(ValueError, match="must be finite"):
             rollout(envs, Nan(), [0])
+
+    with COUNTER.vector(1, 1) as envs:
+        for policy, says in (
+            (SmoothNoisePolicy(1), "give the policy"),
+            (SmoothNoisePolicy(2, mean=[np.nan] * 2), "fin"),
+        ):
+            with pytest.raises(ValueError, match=says):
+                rollout(envs, policy, [0])

@@ -52,6 +52,15 @@ def test_actions_are_in_bounds_or_one_hot(policy):
         assert np.abs(actions).max() <= 1
 
 
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy.blind], ids=named)
+def test_a_blind_policy_acts_the_same_with_nothing_to_see(policy):
+    carry, actions = policy.initial(2, [4, 9]), []
+    for step in range(12):
+        action, carry = policy({}, np.full(2, step == 0), carry)
+        actions.append(action)
+    np.testing.assert_array_equal(actions, play(policy, [4, 9], 12))
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=named)
 def test_a_row_acts_alike_alone_and_in_company(policy):
     company = play(policy, [7, 3, 9], 5)

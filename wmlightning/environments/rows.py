@@ -1,7 +1,8 @@
 """Several environments that read their orders from, and write what happened to, one set of arrays.
 
 The arrays (`Board`) lie in ordinary memory, or in memory shared with worker processes; nothing else passes between a
-policy's process and an environment's. This file and what it imports stay free of torch, so workers start quickly.
+policy's process and an environment's. Workers have many boards (slots), so that orders can be given for several steps
+at once. This file and what it imports stay free of torch, so workers start quickly.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ import gymnasium as gym
 import numpy as np
 
 IDLE, STEP, RESET = 0, 1, 2
+SLOTS = 32
+"""Boards that workers have. Memory that is never written to is never taken: acting in step, all but the first."""
 
 
 @dataclass
@@ -64,43 +67,61 @@ def board_over(
     return Board(**arrays), total
 
 
+def boards_over(buffer: memoryview | None, *sizes: int) -> tuple[list[Board], int]:
+    """Lays all slots over a buffer, each board as `board_over` does. Returns them and the bytes they need."""
+    each = -(-board_over(None, *sizes)[1] // 64) * 64
+    memory = memoryview(bytearray(SLOTS * each)) if buffer is None else buffer
+    return [board_over(memory[slot * each :], *sizes)[0] for slot in range(SLOTS)], SLOTS * each
+
+
 class Rows:
-    """The environments of some rows of a board, in the process that runs them.
+    """The environments of some rows, in the process that runs them.
 
     Args:
         make: builds one environment (see `suites.make_env`).
-        board: where orders are read and results written.
-        rows: the rows of the board that live here.
+        boards: where orders are read and results written, one a slot.
+        rows: the rows of the boards that live here.
     """
 
-    def __init__(self, make: Callable[[], gym.Env], board: Board, rows: Sequence[int]) -> None:
-        self.board, self.envs = board, {row: make() for row in rows}
+    def __init__(self, make: Callable[[], gym.Env], boards: Sequence[Board], rows: Sequence[int]) -> None:
+        self.boards, self.envs = boards, {row: make() for row in rows}
+        self.seeds: dict[int, int] = {}
 
-    def tick(self) -> None:
-        """Carries out every row's order.
+    def run(self, slots: range) -> None:
+        """Carries out the orders of some slots, row by row.
+
+        A step that comes after an episode's end, ordered by somebody who could not know, is left out.
 
         Raises:
             RuntimeError: naming the row, if an environment raises.
         """
-        board = self.board
-        for row, env in self.envs.items():
-            order = board.order[row]
-            if order == IDLE:
-                continue
-            try:
-                if order == RESET:
-                    seed = int(board.seed[row])
-                    observation, _ = env.reset(seed=seed if seed >= 0 else None)
-                else:
-                    observation, reward, terminated, truncated, info = env.step(board.action[row].copy())
-                    board.reward[row], board.env_steps[row] = reward, info["env_steps"]
-                    board.terminated[row], board.truncated[row] = terminated, truncated
-            except Exception as error:
-                raise RuntimeError(
-                    f"environment {row} of {len(board.order)}, begun with seed {int(board.seed[row])}, failed in "
-                    f"{'reset' if order == RESET else 'step'} with {type(error).__name__}: {error}"
-                ) from error
-            board.image[row] = observation["image"]
+        for row in self.envs:
+            for slot in slots:
+                self._obey(row, self.boards[slot])
+
+    def _obey(self, row: int, board: Board) -> None:
+        env, order = self.envs[row], board.order[row]
+        if order == RESET:
+            self.seeds[row] = int(board.seed[row])
+        if order == IDLE or row not in self.seeds:
+            return
+        seed, over = self.seeds[row], False
+        try:
+            if order == RESET:
+                observation, _ = env.reset(seed=seed if seed >= 0 else None)
+            else:
+                observation, reward, terminated, truncated, info = env.step(board.action[row].copy())
+                board.reward[row], board.env_steps[row] = reward, info["env_steps"]
+                board.terminated[row], board.truncated[row] = terminated, truncated
+                over = terminated or truncated
+        except Exception as error:
+            raise RuntimeError(
+                f"environment {row} of {len(board.order)}, begun with seed {seed}, failed in "
+                f"{'reset' if order == RESET else 'step'} with {type(error).__name__}: {error}"
+            ) from error
+        board.image[row] = observation["image"]
+        if over:
+            del self.seeds[row]
 
     def close(self) -> None:
         """Closes every environment."""

@@ -4,7 +4,7 @@ Nothing resets by itself (`AutoresetMode.DISABLED`): a row that ended rests unti
 transition ever exists.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -24,11 +24,14 @@ class PixelVectorEnv(VectorEnv):
     it. Rows that have ended, or were never reset, rest during a `step`: reward 0, no flag, no env steps. All steps that
     were ever made, those of episodes that came to nothing included, are counted in `env_steps_made`.
 
+    Where there are workers, rows can also run `ahead`, each by itself and several orders at a time.
+
     Args:
         make: builds one environment; picklable if there are workers.
         num_envs: rows.
         num_workers: processes among which the rows are shared out; 0 runs all of them here.
-        timeout: seconds after which a worker that does not answer is taken for hung, killed and restarted.
+        timeout: seconds after which a worker that does not answer (to a tick, or to one `ahead`) is taken for hung,
+            killed and restarted.
         description: plain values that recorded episodes carry with them (environment id, action repeat).
     """
 
@@ -59,11 +62,12 @@ class PixelVectorEnv(VectorEnv):
         sizes = num_envs, int(np.prod(action.shape)), side, channels
         if num_workers:
             self.workers: Workers | None = Workers(make, sizes, self.num_workers, timeout)
-            self.board, self.local = self.workers.board, None
+            self.boards, self.local = self.workers.boards, None
         else:
             self.workers = None
-            self.board, _ = board_over(None, *sizes)
-            self.local = Rows(make, self.board, range(num_envs))
+            self.boards = [board_over(None, *sizes)[0]]
+            self.local = Rows(make, self.boards, range(num_envs))
+        self.board = self.boards[0]
 
     def tick(self, order: np.ndarray, actions: np.ndarray | None = None, seeds: np.ndarray | None = None) -> np.ndarray:
         """Lets every row rest, step or reset, all at once; what happened stands in `self.board`.
@@ -79,8 +83,7 @@ class PixelVectorEnv(VectorEnv):
         Raises:
             RuntimeError: if an environment raises, naming it.
         """
-        board = self.board
-        lost = np.zeros(self.num_envs, bool) if self.workers is None else self.workers.settle()
+        board, lost = self.board, self.recall()
         board.order[:] = np.where(lost & (order == STEP), IDLE, order)
         if actions is not None:
             board.action[:] = actions
@@ -90,13 +93,66 @@ class PixelVectorEnv(VectorEnv):
         board.terminated[:], board.truncated[:] = False, False
         crashed = lost & (order == STEP)
         if self.local is not None:
-            self.local.tick()
+            self.local.run(range(1))
         if self.workers is not None:
             crashed |= self.workers.tick()
         self.env_steps_made += int(board.env_steps.sum())
         self.running = (self.running & ~lost) | (order == RESET)
         self.running &= ~(board.terminated | board.truncated | crashed)
         return crashed
+
+    def ahead(
+        self, worker: int, slots: range, order: np.ndarray, seeds: np.ndarray, actions: Sequence[np.ndarray]
+    ) -> None:
+        """Sends a worker orders for its r rows, `workers.rows[worker]`. Waits for nothing: it will come to them.
+
+        Its rows must not be read or `tick`ed before `receive` says that they are done. Steps after an episode's end
+        are left out: what stands in their slots means nothing.
+
+        Args:
+            worker: number of the worker.
+            slots: places in `boards`, the first for rests and resets only.
+            order: uint8 (slots, r), as of `tick`.
+            seeds: int64 (r,), read for rows that reset.
+            actions: of every slot but the first, float32 (r, A).
+        """
+        assert self.workers is not None
+        rows = self.workers.rows[worker]
+        mine = slice(rows[0], rows[-1] + 1)
+        boards = [self.boards[slot] for slot in slots]
+        boards[0].seed[mine] = seeds
+        for board, now in zip(boards, order, strict=True):
+            board.order[mine], board.env_steps[mine] = now, 0
+        for board, action in zip(boards[1:], actions, strict=True):
+            board.action[mine] = action
+        self.running[mine] = False
+        self.workers.send(worker, slots)
+
+    def receive(self) -> tuple[list[tuple[int, range]], np.ndarray]:
+        """Waits until something sent by `ahead` is done, or a worker died.
+
+        Returns:
+            Workers and the slots that they have done; and bool (n,), rows whose worker died: what it was sent is lost.
+
+        Raises:
+            RuntimeError: if an environment raises, naming it.
+        """
+        assert self.workers is not None
+        done, lost = self.workers.receive()
+        for worker, slots in done:
+            rows = self.workers.rows[worker]
+            self.env_steps_made += sum(int(self.boards[slot].env_steps[rows].sum()) for slot in slots)
+        return done, lost
+
+    def recall(self) -> np.ndarray:
+        """Has the workers leave out what they have not done yet, and waits for them; returns rows whose worker died."""
+        lost = np.zeros(self.num_envs, bool)
+        if self.workers is not None and self.workers.busy:
+            for board in self.boards:
+                board.order[:] = IDLE
+            while self.workers.busy:
+                lost |= self.receive()[1]
+        return lost
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -125,6 +181,22 @@ class PixelVectorEnv(VectorEnv):
         board = self.board
         infos = {"env_steps": board.env_steps.copy(), "crashed": crashed}
         return self.look(), board.reward.copy(), board.terminated.copy(), board.truncated.copy(), infos
+
+    def check(self, actions: np.ndarray, rows: list[int] | None = None) -> None:
+        """Refuses what a policy must not do, in these rows of actions (n, A) or in all.
+
+        Raises:
+            ValueError: if actions do not have the environment's size, or are not finite.
+        """
+        wanted = self.single_action_space.shape
+        if actions.shape[1:] != wanted:
+            raise ValueError(
+                f"the policy acts with {actions.shape[1:]} numbers but the environment takes {wanted}: give the policy "
+                "this action_size"
+            )
+        # Box2D aborts the whole process on a NaN.
+        if not np.isfinite(meant := actions if rows is None else actions[rows]).all():
+            raise ValueError(f"the policy acts with {meant}: actions must be finite; mend the policy")
 
     def look(self) -> dict[str, np.ndarray]:
         """A copy of what every row saw last, {"image": uint8 (n, size, size, channels)}."""

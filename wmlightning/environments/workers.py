@@ -1,7 +1,12 @@
 """Worker processes for environments: started without fork, watched, and restarted when they die.
 
 A worker is a fresh Python that imports no torch (0.5 s), builds its environments and then waits. The parent writes
-orders on the shared board and sends each worker one byte; the worker carries its rows' orders out and sends one back.
+orders on the shared boards and sends the worker a note of where they stand; the worker carries them out and sends one
+byte back. Notes queue in the pipe, so a worker that was sent several never waits for its parent.
+
+    parent   note: slot 0           note: slots 0-15, note: slots 16-31
+    worker   an order a row, byte   16 orders a row, byte               16 orders a row, byte
+
 Started afresh rather than forked, because forking a process whose torch threads run can hang the child, and because a
 worker then depends on nothing but the board: killed at any moment, it is replaced.
 """
@@ -12,12 +17,14 @@ import mmap
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -25,21 +32,23 @@ from multiprocessing.connection import Connection, wait
 import gymnasium as gym
 import numpy as np
 
-from wmlightning.environments.rows import IDLE, Board, Rows, board_over
+from wmlightning.environments.rows import IDLE, Rows, boards_over
 
-TICK, DONE, FAILED = b"t", b"d", b"f"
+DONE, FAILED = b"d", b"f"
+NOTE = struct.Struct("2i")
+"""First slot, last slot and one."""
 START_SECONDS = 120.0
 """A worker has this long to import and build its environments."""
 
 
 class Workers:
-    """The worker processes of a vector environment and the board they share.
+    """The worker processes of a vector environment and the boards they share.
 
     Args:
         make: builds one environment; must be picklable, and what it needs importable in a fresh Python.
         sizes: rows, action size, side and channels of the image: the arguments of `rows.board_over`.
         num_workers: processes; the rows are shared out evenly, neighbours together.
-        timeout: seconds a worker may take over one tick before it is taken for hung.
+        timeout: seconds a worker may take over one note before it is taken for hung.
 
     Raises:
         RuntimeError: if a worker cannot start.
@@ -48,12 +57,13 @@ class Workers:
     def __init__(self, make: Callable[[], gym.Env], sizes: tuple[int, ...], num_workers: int, timeout: float) -> None:
         self.owner = os.getpid()
         self.make, self.sizes, self.timeout = make, sizes, timeout
-        self.file = _shared_file(board_over(None, *sizes)[1])
-        self.board = board_over(memoryview(mmap.mmap(self.file, 0)), *sizes)[0]
+        self.file = _shared_file(boards_over(None, *sizes)[1])
+        self.boards = boards_over(memoryview(mmap.mmap(self.file, 0)), *sizes)[0]
         self.rows = [part.tolist() for part in np.array_split(np.arange(sizes[0]), num_workers)]
         self.processes: list[subprocess.Popen] = []
         self.connections: list[Connection] = []
-        self.waiting: dict[Connection, int] = {}
+        self.owed: list[deque[range]] = [deque() for _ in self.rows]
+        self.heard = [0.0] * num_workers
         try:
             for rows in self.rows:
                 process, connection = self._start(rows)
@@ -66,7 +76,7 @@ class Workers:
             raise
 
     def tick(self) -> np.ndarray:
-        """Has every worker carry out its rows' orders.
+        """Has every worker carry out its rows' orders of the first slot, and waits for all.
 
         Returns:
             bool (rows,), rows whose worker died or hung. A warning has named it, and its successor is ready.
@@ -75,24 +85,49 @@ class Workers:
             RuntimeError: if an environment raises, with the worker's message.
         """
         for number, rows in enumerate(self.rows):
-            if (self.board.order[rows] != IDLE).any():
-                self.waiting[self.connections[number]] = number
-                with contextlib.suppress(OSError):  # A dead worker shows when its answer is read.
-                    self.connections[number].send_bytes(TICK)
-        return self.settle()
-
-    def settle(self) -> np.ndarray:
-        """Waits for the workers that owe an answer; an interrupted tick leaves some. Returns what `tick` does."""
+            if (self.boards[0].order[rows] != IDLE).any():
+                self.send(number, range(1))
         lost = np.zeros(self.sizes[0], bool)
-        deadline = time.monotonic() + self.timeout
-        while self.waiting:
-            ready = wait(list(self.waiting), max(0.0, deadline - time.monotonic()))
-            for connection in ready or list(self.waiting):
-                number = self.waiting.pop(connection)  # type: ignore[arg-type]
-                if not (ready and self._answered(number)):
-                    lost[self.rows[number]] = True
-                    self._replace(number, hung=not ready)
+        while self.busy:
+            lost |= self.receive()[1]
         return lost
+
+    @property
+    def busy(self) -> bool:
+        """Whether any worker owes an answer."""
+        return any(self.owed)
+
+    def send(self, number: int, slots: range) -> None:
+        """Has a worker carry out its rows' orders of some slots, when it is done with what it was sent before."""
+        if not self.owed[number]:
+            self.heard[number] = time.monotonic()
+        self.owed[number].append(slots)
+        with contextlib.suppress(OSError):  # A dead worker shows when its answer is read.
+            self.connections[number].send_bytes(NOTE.pack(slots.start, slots.stop))
+
+    def receive(self) -> tuple[list[tuple[int, range]], np.ndarray]:
+        """Waits until a worker that owes an answer gives one, dies or hangs.
+
+        Returns:
+            Workers, each with the slots that it has carried out; and the rows that are lost, as `tick` says. Of a lost
+            worker nothing more is owed.
+
+        Raises:
+            RuntimeError: if an environment raises, with the worker's message.
+        """
+        owing = [number for number, owed in enumerate(self.owed) if owed]
+        patience = min(self.heard[number] for number in owing) + self.timeout - time.monotonic()
+        ready = wait([self.connections[number] for number in owing], max(0.0, patience))
+        done, lost, now = [], np.zeros(self.sizes[0], bool), time.monotonic()
+        for number in owing:
+            answers = self.connections[number] in ready
+            if answers and self._answered(number):
+                done.append((number, self.owed[number].popleft()))
+                self.heard[number] = now
+            elif answers or now - self.heard[number] >= self.timeout:
+                lost[self.rows[number]] = True
+                self._replace(number, hung=not answers)
+        return done, lost
 
     def close(self) -> None:
         """Ends every worker: they leave when their connection closes, and are killed if they do not."""
@@ -160,6 +195,7 @@ class Workers:
             return False
         if answer == DONE:
             return True
+        self.owed[number].clear()
         raise RuntimeError(f"environment worker {number}: {answer[len(FAILED) :].decode()}")
 
     def _replace(self, number: int, hung: bool) -> None:
@@ -173,13 +209,14 @@ class Workers:
             "restarted and the episodes it was playing are begun again",
             stacklevel=4,
         )
+        self.owed[number].clear()
         self.connections[number].close()
         self.processes[number], self.connections[number] = self._start(rows)
         self._await_start(number)
 
 
 def serve(handle: int) -> None:
-    """The worker's whole life: build, then obey, one byte a tick, until the connection closes."""
+    """The worker's whole life: build, then obey, one byte a note, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(handle)
     parent, file, sizes, rows = (connection.recv() for _ in range(4))
@@ -192,11 +229,10 @@ def serve(handle: int) -> None:
 
         cv2.setNumThreads(1)
         make = pickle.loads(connection.recv_bytes())
-        board: Board = board_over(memoryview(mmap.mmap(file, 0)), *sizes)[0]
-        envs = Rows(make, board, rows)
+        envs = Rows(make, boards_over(memoryview(mmap.mmap(file, 0)), *sizes)[0], rows)
         connection.send_bytes(DONE)
-        while connection.recv_bytes() == TICK:
-            envs.tick()
+        while True:
+            envs.run(range(*NOTE.unpack(connection.recv_bytes())))
             connection.send_bytes(DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

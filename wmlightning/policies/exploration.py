@@ -49,6 +49,10 @@ class ExplorationPolicy(Recorded, abc.ABC):
         discrete: give one-hot vectors instead of numbers in [-1, 1].
     """
 
+    blind = False
+    """Whether actions never depend on the observation, nor on other rows: then a rollout may decide ahead, and calls
+    the policy with one row and nothing to see."""
+
     def __init__(self, action_size: int, discrete: bool = False) -> None:
         if action_size < 1:
             raise ValueError(f"action_size is {action_size}: give the length of the environment's action vector")
@@ -96,6 +100,8 @@ class SmoothNoisePolicy(ExplorationPolicy):
         discrete: give one-hot vectors.
     """
 
+    blind = True
+
     def __init__(
         self,
         action_size: int,
@@ -142,6 +148,8 @@ class HeldActionsPolicy(ExplorationPolicy):
     Source: Ha and Schmidhuber 2018, the random policy of their Doom run (doomrnn/extract.py: held for 1 to 10 frames).
     """
 
+    blind = True
+
     def __init__(self, action_size: int, max_hold: int = 10, discrete: bool = False) -> None:
         super().__init__(action_size, discrete)
         if max_hold < 1:
@@ -175,6 +183,8 @@ class ConstantPolicy(ExplorationPolicy):
     Args:
         action: the action, numbers in [-1, 1] or one-hot.
     """
+
+    blind = True
 
     def __init__(self, action: list[float]) -> None:
         super().__init__(len(action))

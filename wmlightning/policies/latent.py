@@ -10,9 +10,14 @@ from torch.nn import functional
 
 from wmlightning.dynamics.state import State
 from wmlightning.interfaces import Carry
+from wmlightning.threads import torch_threads
 
 _ROWS = 8
 """Batches are padded to a multiple of this, so that a row rounds alike whether it acts alone or beside seven others."""
+
+_FEW = 16
+"""Up to so many rows act with one thread: there is little to share out, and threads that wait for one another wait very
+long where other work has taken a core."""
 
 
 class LatentPolicy:
@@ -64,8 +69,14 @@ class LatentPolicy:
         self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
     ) -> tuple[np.ndarray, Carry]:
         """Acts once in n environments."""
+        rows = padded_rows(len(is_first))
+        with torch_threads(1 if len(rows) <= _FEW else torch.get_num_threads()):
+            return self._act(observation, is_first, carry, rows)
+
+    def _act(
+        self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry, rows: Tensor
+    ) -> tuple[np.ndarray, Carry]:
         n, device = len(is_first), self.candidates.device
-        rows = padded_rows(n)
         padded = {key: value[rows.to(value.device)] for key, value in carry.items()}
         image = torch.from_numpy(observation["image"])[rows].to(device)
         noise = row_noise(padded["seed"].numpy(), padded["step"].numpy(), padded["stoch"].shape[1])
