@@ -21,6 +21,7 @@ from typing import Any
 import torch.distributed as dist
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
+from wmlightning.allocator import keep_freed_memory
 from wmlightning.claim import claim_folder
 from wmlightning.cli import TRAINING, CommandLine, with_found_configs
 from wmlightning.errors import clean_warnings, last_words
@@ -224,6 +225,7 @@ def look_at_data(args: list[str]) -> int:
 
 def main(command: str, args: list[str]) -> int:
     """Runs one command and turns what goes wrong into one line and an exit status."""
+    keep_freed_memory()
     # Local modules may be named in YAML too, as with `python -m`.
     sys.path.append(os.getcwd())
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -1,4 +1,4 @@
-"""Lets tests import `online_support`."""
+"""Lets tests import `online_support` and `square_support`."""
 
 import sys
 from pathlib import Path

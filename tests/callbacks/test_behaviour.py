@@ -5,17 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from square_support import events_in, squares, trainer
 from torch.testing import assert_close
 
 from datamodules.datamodule import EpisodeDataModule
 from datamodules.datasets import WindowDataset
-from datamodules.episode import Episode
 from datamodules.samplers import UniformWindows
-from datamodules.store import EpisodeStore
 from wmlightning.callbacks.behaviour import LogBehaviour, action_chart, dream_on, judged, written_frames
 from wmlightning.callbacks.predictions import LogPredictions
 from wmlightning.callbacks.reckoning import Played, Reckoning, play, reckon, reckoning_chart
@@ -60,38 +56,13 @@ def starts(agent, n=3):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["continuous", "discrete"])
 def stores(request, tmp_path_factory):
-    """Whether actions are discrete, and five episodes of a bright square that moves to the right."""
-    store, size = EpisodeStore(tmp_path_factory.mktemp("store")), 3 if request.param else 2
-    for number in range(5):
-        image = np.zeros((ROWS, 64, 64, 3), np.uint8)
-        for t in range(ROWS):
-            image[t, 8 * number : 8 * number + 12, 3 * t : 3 * t + 12] = 255
-        action = np.eye(3, dtype=np.float32)[np.arange(ROWS) % 3] if request.param else np.full((ROWS, size), 0.5)
-        action = action.astype(np.float32)
-        action[0] = 0
-        reward, metadata = np.arange(ROWS, dtype=np.float32), {"discrete": request.param}
-        store.append(Episode({"image": image}, action, reward, np.arange(ROWS) == 0, np.zeros(ROWS, bool), metadata))
-    return request.param, store.path
+    """Whether actions are discrete, and episodes of such actions."""
+    return request.param, squares(tmp_path_factory.mktemp("store"), ROWS, discrete=request.param)
 
 
 def fit(folder, stage, path, callbacks=(), steps=2):
-    data = EpisodeDataModule(
-        str(path), WindowDataset(UniformWindows(6)), 2, updates_per_epoch=4, validation_fraction=0.4
-    )
-    trainer = Trainer(
-        default_root_dir=folder,
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        callbacks=list(callbacks),
-        max_steps=steps,
-        limit_val_batches=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        accelerator="cpu",
-    )
-    trainer.fit(stage, data)
+    windows = WindowDataset(UniformWindows(6))
+    trainer(folder, callbacks, steps).fit(stage, EpisodeDataModule(str(path), windows, 2, 4, validation_fraction=0.4))
     return stage
 
 
@@ -275,7 +246,7 @@ def test_a_dreamer_is_shown_from_all_sides(tmp_path, stores):
     callbacks = [LogBehaviour(0, dreams=2, steps=5, decisions=20), LogPredictions(0, context=3, horizon=5)]
     fit(tmp_path, dreamer(discrete, latent=latent), path, callbacks)
     names = {f"behaviour/{name}" for name in ("dreams", "returns", "entropy", "actions", "reckoning")}
-    events = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
+    events = events_in(tmp_path)
     assert names <= set(events.Tags()["images"])
     assert ("world_model/categorical_usage" in events.Tags()["images"]) == discrete
     film = Image.open(tmp_path / "pictures" / "dreams.gif")

@@ -2,20 +2,19 @@
 
 import warnings
 
-import numpy as np
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
+from square_support import squares, trainer
 from torch import nn
 from torch.testing import assert_close
 
 from datamodules.datamodule import EpisodeDataModule
 from datamodules.datasets import WindowDataset
-from datamodules.episode import Batch, Episode
+from datamodules.episode import Batch
 from datamodules.samplers import UniformWindows
-from datamodules.store import EpisodeStore
 from wmlightning.callbacks.guards import StopOnNonFinite, WarnOfCollapse, latent_use
 from wmlightning.callbacks.pictures import undisturbed
 from wmlightning.cli import build
@@ -75,37 +74,15 @@ class Poison(Callback):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Three short episodes of a bright square that moves."""
-    store = EpisodeStore(tmp_path_factory.mktemp("store"))
-    rng = np.random.default_rng(0)
-    for number in range(3):
-        image = np.zeros((8, 64, 64, 3), np.uint8)
-        for t in range(8):
-            image[t, 20 * number : 20 * number + 20, 5 * t : 5 * t + 20] = 255
-        action, reward = rng.uniform(-1, 1, (8, 2)).astype(np.float32), np.arange(8, dtype=np.float32)
-        action[0] = 0
-        store.append(Episode({"image": image}, action, reward, np.arange(8) == 0, np.zeros(8, bool)))
-    return store.path
+    return squares(tmp_path_factory.mktemp("store"), 8, episodes=3, pace=5)
 
 
 def fit(folder, stage, store, callbacks=(), ckpt_path=None, steps=9, saving=True, **options):
-    data = EpisodeDataModule(
-        str(store), WindowDataset(UniformWindows(4)), 2, updates_per_epoch=4, validation_fraction=0.0
-    )
+    data = EpisodeDataModule(str(store), WindowDataset(UniformWindows(4)), 2, 4, validation_fraction=0.0)
     keeping = [ModelCheckpoint(folder / "kept", every_n_train_steps=100)] if saving else []
-    trainer = Trainer(
-        default_root_dir=folder,
-        callbacks=[*callbacks, *keeping],
-        max_steps=steps,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=saving,
-        accelerator="cpu",
-        **({"logger": False} | options),
-    )
-    trainer.fit(stage, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    options = {"logger": False, "enable_checkpointing": saving} | options
+    run = trainer(folder, [*callbacks, *keeping], steps, **options)
+    run.fit(stage, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return stage
 
 

@@ -6,10 +6,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from square_support import events_in, squares, trainer
 
 from datamodules.datamodule import EpisodeDataModule
 from datamodules.datasets import FrameDataset, WindowDataset
@@ -32,16 +30,7 @@ ROWS = 20
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Five episodes of a bright square that moves to the right."""
-    store = EpisodeStore(tmp_path_factory.mktemp("store"))
-    for number in range(5):
-        image = np.zeros((ROWS, 64, 64, 3), np.uint8)
-        for t in range(ROWS):
-            image[t, 8 * number : 8 * number + 12, 2 * t : 2 * t + 12] = 255
-        action, zeros = np.full((ROWS, 2), 0.5, np.float32), np.zeros(ROWS, np.float32)
-        action[0] = 0
-        store.append(Episode({"image": image}, action, zeros, np.arange(ROWS) == 0, np.zeros(ROWS, bool)))
-    return store.path
+    return squares(tmp_path_factory.mktemp("store"), ROWS, pace=2)
 
 
 def data_of(store, dataset, **arguments):
@@ -58,31 +47,11 @@ def tiny_model():
     return MDNRNN(tiny_vae(), MDNLSTM(latent_size=4, action_size=2, hidden_size=8))
 
 
-def fit(folder, stage, data=None, callbacks=(), steps=2, checkpoint=None, **arguments):
-    """Trains a few steps and returns the Trainer; logs to TensorBoard in `folder`."""
-    trainer = Trainer(
-        default_root_dir=folder,
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        callbacks=list(callbacks),
-        max_steps=steps,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        accelerator="cpu",
-        **arguments,
-    )
-    trainer.fit(stage, data, ckpt_path=checkpoint)
-    return trainer
-
-
-def events_in(folder):
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
-    events.Reload()
-    return events
+def fit(folder, stage, data=None, callbacks=(), steps=2, checkpoint=None, **options):
+    """Trains a few steps and returns the Trainer."""
+    run = trainer(folder, callbacks, steps, num_sanity_val_steps=0, **options)
+    run.fit(stage, data, ckpt_path=checkpoint)
+    return run
 
 
 def gif_length(encoded):

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from square_support import events_in, squares, trainer
 
 from datamodules.datamodule import EpisodeDataModule
 from datamodules.datasets import WindowDataset
@@ -48,39 +46,13 @@ def tiny_planet(kind="RSSM", **planner):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Five episodes of a bright square that moves to the right; the reward is where it is."""
-    store = EpisodeStore(tmp_path_factory.mktemp("store"))
-    for number in range(5):
-        image = np.zeros((ROWS, 64, 64, 3), np.uint8)
-        for t in range(ROWS):
-            image[t, 8 * number : 8 * number + 12, 3 * t : 3 * t + 12] = 255
-        action, reward = np.full((ROWS, 2), 0.5, np.float32), np.arange(ROWS, dtype=np.float32)
-        action[0] = 0
-        store.append(Episode({"image": image}, action, reward, np.arange(ROWS) == 0, np.zeros(ROWS, bool)))
-    return store.path
+    return squares(tmp_path_factory.mktemp("store"), ROWS)
 
 
 def fit(folder, stage, store, callbacks=(), steps=2, held_out=0.4):
-    data = EpisodeDataModule(
-        str(store), WindowDataset(UniformWindows(6)), 2, updates_per_epoch=4, validation_fraction=held_out
-    )
-    trainer = Trainer(
-        default_root_dir=folder,
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        callbacks=list(callbacks),
-        max_steps=steps,
-        limit_val_batches=0,
-        log_every_n_steps=1,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        accelerator="cpu",
-    )
-    trainer.fit(stage, data)
-    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
-    events.Reload()
-    return events
+    data = EpisodeDataModule(str(store), WindowDataset(UniformWindows(6)), 2, 4, validation_fraction=held_out)
+    trainer(folder, callbacks, steps).fit(stage, data)
+    return events_in(folder)
 
 
 PICTURES = {"reconstructions", "open_loop", "open_loop_moving", "prediction_quality", "rewards", "kl_per_dimension"}

@@ -1,8 +1,11 @@
-"""Worlds whose best plan is known: what the tests of planner and planning policy imagine."""
+"""Worlds whose best plan is known, which planner and policies imagine; and what every policy on beliefs promises."""
 
+import numpy as np
 import torch
+from torch.testing import assert_close
 
 from wmlightning.dynamics.state import State
+from wmlightning.interfaces import Policy
 
 
 class Certain:
@@ -76,3 +79,27 @@ def frames(rows, size=8, value=None):
     if value is not None:
         image[:] = torch.as_tensor(value, dtype=torch.uint8)[:, None, None, None]
     return {"image": image.numpy()}
+
+
+def assert_keeps_the_promise(policy):
+    """Actions of three rows on first images (3, 2), after asserting what `Policy` promises of them and of the carry."""
+    assert isinstance(policy, Policy)
+    action, carry = policy(frames(3, 64), np.ones(3, bool), policy.initial(3))
+    assert action.shape == (3, 2)
+    assert action.dtype == np.float32
+    assert np.abs(action).max() <= 1
+    assert all(len(value) == 3 for value in carry.values())
+    assert carry["step"].tolist() == [1, 1, 1]
+    return action
+
+
+def assert_belief_hears_what_was_executed(policy):
+    """In PointWorld belief' = belief + action + 0.1 * pixel: of a clipped action what is left counts."""
+    carry, belief = policy.initial(1, [7]), torch.zeros(1, 2)
+    for step in range(4):
+        executed = carry["action"].clone()
+        action, carry = policy(frames(1, value=[51 * step]), np.array([step == 0]), carry)
+        belief = belief + executed + 0.1 * 0.2 * step
+        assert_close(carry["stoch"], belief)
+        assert np.array_equal(carry["action"].numpy(), action)
+        assert np.abs(action).max() <= 1

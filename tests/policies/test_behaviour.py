@@ -5,13 +5,12 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from toy_worlds import PointWorld, frames
+from toy_worlds import PointWorld, assert_belief_hears_what_was_executed, assert_keeps_the_promise, frames
 
 from wmlightning.distributions.bounded import OneHot, TanhNormal, TruncatedNormal
 from wmlightning.distributions.categorical import CategoricalLatent
 from wmlightning.distributions.latents import GaussianLatent
 from wmlightning.dynamics.rssm import RSSM
-from wmlightning.interfaces import Policy
 from wmlightning.networks.mlp import MLP
 from wmlightning.policies.behaviour import ActorPolicy, Fading
 from wmlightning.stages.world_model import WorldModel
@@ -55,13 +54,7 @@ def play(policy, rows, steps=3, resets=()):
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_it_keeps_the_promise_of_a_policy(name):
     policy, _ = made(name)
-    assert isinstance(policy, Policy)
-    action, carry = policy(frames(3, 64), np.ones(3, bool), policy.initial(3))
-    assert action.shape == (3, 2)
-    assert action.dtype == np.float32
-    assert np.abs(action).max() <= 1
-    assert all(len(value) == 3 for value in carry.values())
-    assert carry["step"].tolist() == [1, 1, 1]
+    action = assert_keeps_the_promise(policy)
     if policy.discrete:
         assert np.array_equal(np.sort(action), [[0, 1]] * 3), "exactly one-hot"
 
@@ -88,16 +81,8 @@ def test_rows_and_steps_draw_numbers_of_their_own(name):
 
 @pytest.mark.parametrize("exploration", [0.0, 5.0])
 def test_the_belief_hears_the_action_that_was_executed(exploration):
-    """belief' = belief + action + 0.1 * pixel: with noise of 5 nearly every action is clipped, and that one counts."""
     policy = ActorPolicy(PointWorld(), Fixed(0.0, 0.3, -9.0, -9.0), TanhNormal(), True, exploration)
-    carry, belief = policy.initial(1, [7]), torch.zeros(1, 2)
-    for step in range(4):
-        executed = carry["action"].clone()
-        action, carry = policy(frames(1, value=[51 * step]), FIRST if step == 0 else LATER, carry)
-        belief = belief + executed + 0.1 * 0.2 * step
-        assert_close(carry["stoch"], belief)
-        assert np.array_equal(carry["action"].numpy(), action)
-        assert np.abs(action).max() <= 1
+    assert_belief_hears_what_was_executed(policy)
 
 
 def test_a_random_choice_is_what_the_belief_hears():

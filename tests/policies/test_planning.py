@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from toy_worlds import PointWorld, frames
+from toy_worlds import PointWorld, assert_belief_hears_what_was_executed, assert_keeps_the_promise, frames
 
 from wmlightning.distributions.latents import GaussianLatent
 from wmlightning.dynamics.rssm import RSSM
-from wmlightning.interfaces import Policy
 from wmlightning.planners import CEM
 from wmlightning.policies.exploration import SmoothNoisePolicy
 from wmlightning.policies.noisy import NoisyPolicy
@@ -37,28 +36,12 @@ def play(policy, carry, rows, steps=3, resets=(), size=8):
 
 
 def test_it_keeps_the_promise_of_a_policy(model):
-    policy = PlanningPolicy(model, PLANNER, 0.3)
-    assert isinstance(policy, Policy)
-    action, carry = policy(frames(3, 64), np.ones(3, bool), policy.initial(3))
-    assert action.shape == (3, 2)
-    assert action.dtype == np.float32
-    assert np.abs(action).max() <= 1
-    assert all(len(value) == 3 for value in carry.values())
-    assert carry["step"].tolist() == [1, 1, 1]
+    assert_keeps_the_promise(PlanningPolicy(model, PLANNER, 0.3))
 
 
 @pytest.mark.parametrize("exploration", [0.0, 5.0])
 def test_the_belief_hears_the_action_that_was_executed(exploration):
-    """belief' = belief + action + 0.1 * pixel: with noise of 5 nearly every action is clipped, and that one counts."""
-    policy = PlanningPolicy(PointWorld(), PLANNER, exploration)
-    carry, belief = policy.initial(1, [7]), torch.zeros(1, 2)
-    for step in range(4):
-        executed = carry["action"].clone()
-        action, carry = policy(frames(1, value=[51 * step]), FIRST if step == 0 else LATER, carry)
-        belief = belief + executed + 0.1 * 0.2 * step
-        assert_close(carry["stoch"], belief)
-        assert np.array_equal(carry["action"].numpy(), action)
-        assert np.abs(action).max() <= 1
+    assert_belief_hears_what_was_executed(PlanningPolicy(PointWorld(), PLANNER, exploration))
 
 
 def test_the_plan_is_made_from_the_belief_of_this_image():

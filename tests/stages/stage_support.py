@@ -1,10 +1,20 @@
-"""What the tests of V and M share: episodes, batches, and a Trainer that writes nothing it is not asked to."""
+"""What the tests of stages share: episodes, batches, a Trainer that writes nothing it is not asked to, and the promises
+that a run cut and resumed is the uninterrupted one and that two processes are one with a double batch."""
 
 import numpy as np
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.testing import assert_close
 
 from datamodules.episode import Batch, Episode
+
+CUTS = {
+    "in the middle of an epoch": ({"max_steps": 3}, {"every_n_train_steps": 3}),
+    "on its last batch": ({"max_steps": 4}, {"every_n_train_steps": 4}),
+    "at its end": ({"max_epochs": 1}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}),
+}
+"""Where a run with epochs of four updates ends, and when its checkpoint is written."""
 
 
 def episode(steps, observation, seed, action_size=2, terminal=True, **metadata):
@@ -69,3 +79,48 @@ def trainer(callbacks=(), **options):
         **quiet,
         **options,
     )
+
+
+def assert_resumes(folder, make, data, cut, logs):
+    """Asserts that 8 updates cut at one of CUTS and resumed are 8 uninterrupted ones, bit for bit, logged values too.
+
+    `make` and `data` build the stage and its datamodule anew; `logs` are names that the last update must have logged.
+    """
+
+    def fit(ckpt_path=None, saving=(), **limit):
+        stage, record = make(), Record()
+        run = trainer([record, *saving], **limit)
+        run.fit(stage, data(), ckpt_path=ckpt_path, weights_only=True)
+        return stage.state_dict(), run.optimizers[0].state_dict(), record.steps
+
+    stop, save = CUTS[cut]
+    weights, optimizer, logged = fit(max_steps=8)
+    fit(saving=[ModelCheckpoint(folder, "cut", **save)], **stop)
+    again_weights, again_optimizer, again = fit(folder / "cut.ckpt", max_steps=8)
+    assert_close(again_weights, weights, rtol=0, atol=0)
+    assert_close(again_optimizer["state"], optimizer["state"], rtol=0, atol=0)
+    assert again_optimizer["param_groups"] == optimizer["param_groups"]
+    assert list(again) == list(range(9 - len(again), 9))
+    # Means over validations are part of what a run has logged; a resumed run has not seen the first one.
+    assert again == {step: {name: logged[step][name] for name in again[step]} for step in again}
+    assert logs <= again[8].keys()
+
+
+def assert_two_processes_are_one(folder, make, data, parts=("",), near=(1e-5, 1e-6), precision="32-true"):
+    """Asserts that two processes stay equal and have the gradient of one with the double batch.
+
+    `make` builds a stage that draws no noise, `data` its datamodule for a batch size. A part is all parameters whose
+    names begin alike; `near` is (rtol, atol), the latter as a share of each part's largest gradient.
+    """
+    for batch_size, ranks in ((2, {"strategy": "ddp_fork", "devices": 2, "max_steps": 3}), (4, {"max_steps": 1})):
+        trainer([Gradients(folder)], precision=precision, **ranks).fit(make(), data(batch_size))
+
+    def read(name, part=""):
+        return {key: value for key, value in torch.load(folder / name).items() if key.startswith(part)}
+
+    assert_close(read("weights-0-of-2"), read("weights-1-of-2"), rtol=0, atol=0)
+    for part in parts:
+        one, two = read("gradient-0-of-1", part), read("gradient-0-of-2", part)
+        scale = max(float(gradient.abs().max()) for gradient in one.values())
+        assert scale > 0
+        assert_close(two, one, rtol=near[0], atol=near[1] * scale)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from dreamer_support import DOTS, actor_critic, data, dreamer, world
 from lightning.pytorch.callbacks import ModelCheckpoint
-from stage_support import Gradients, Record, episode, trainer
+from stage_support import CUTS, assert_resumes, assert_two_processes_are_one, episode, trainer
 from torch.testing import assert_close
 
 from datamodules import EpisodeStore
@@ -19,21 +19,13 @@ from wmlightning.stages.world_model import WorldModel
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("v2 dmc", "v2 mixed")]
 
 
-def walks(path):
-    """A store of episodes with one-hot actions."""
+def recorded(path, kind):
+    """A store of four episodes of noise with the actions that this kind of agent takes."""
     made, generator = EpisodeStore(path), torch.Generator().manual_seed(0)
+    actions = {"action_size": 3, "discrete": True} if "atari" in kind else {}
     for index in range(4):
         image = torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8, generator=generator).numpy()
-        made.append(episode(8, {"image": image}, index, action_size=3, discrete=True), index=index)
-    return path
-
-
-def drives(path):
-    """A store of episodes with continuous actions."""
-    made, generator = EpisodeStore(path), torch.Generator().manual_seed(0)
-    for index in range(4):
-        image = torch.randint(0, 256, (9, 64, 64, 3), dtype=torch.uint8, generator=generator).numpy()
-        made.append(episode(8, {"image": image}, index), index=index)
+        made.append(episode(8, {"image": image}, index, **actions), index=index)
     return path
 
 
@@ -44,31 +36,14 @@ def assert_same(resumed, whole):
     assert_close(optimizer.state_dict()["state"], its_optimizer.state_dict()["state"], rtol=0, atol=0)
 
 
-CUTS = {
-    "in the middle of an epoch": ({"max_steps": 3}, {"every_n_train_steps": 3}),
-    "on its last batch": ({"max_steps": 4}, {"every_n_train_steps": 4}),
-}
-
-
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.parametrize(("stop", "save"), CUTS.values(), ids=CUTS.keys())
+@pytest.mark.parametrize("cut", list(CUTS)[:2])
 @pytest.mark.parametrize("kind", ["v1", "v2 atari", *SLOW])
-def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, kind, stop, save):
+def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, kind, cut):
     """The target critic, which is renewed at updates 0, 2, 4 and so on, among what is resumed."""
-    store = (walks if "atari" in kind else drives)(tmp_path / "episodes")
-
-    def fit(ckpt_path=None, saving=(), **limit):
-        agent, record = dreamer(kind), Record()
-        run = trainer([record, *saving], **limit)
-        run.fit(agent, data(store), ckpt_path=ckpt_path, weights_only=True)
-        return (agent, run.optimizers[0]), record.steps
-
-    whole, logged = fit(max_steps=7)
-    fit(saving=[ModelCheckpoint(tmp_path, "cut", **save)], **stop)
-    resumed, again = fit(tmp_path / "cut.ckpt", max_steps=7)
-    assert_same(resumed, whole)
-    assert again == {step: logged[step] for step in again}
-    assert {"actor/loss", "world_model/loss", "actor/gradient_norm"} <= again[7].keys()
+    store = recorded(tmp_path / "episodes", kind)
+    logs = {"actor/loss", "world_model/loss", "actor/gradient_norm"}
+    assert_resumes(tmp_path, lambda: dreamer(kind), lambda: data(store), cut, logs)
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
@@ -96,7 +71,7 @@ def test_an_online_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, kind):
 
 
 def test_a_resumed_learning_rate_that_differs_from_the_one_asked_for_is_said(tmp_path):
-    store, run = drives(tmp_path / "episodes"), trainer(max_steps=1)
+    store, run = recorded(tmp_path / "episodes", "v1"), trainer(max_steps=1)
     run.fit(dreamer(), data(store))
     run.save_checkpoint(tmp_path / "agent.ckpt")
     other = dreamer(behaviour={"actor_learning_rate": 0.5})
@@ -124,7 +99,7 @@ class ModeDreamer(Dreamer):
         return super().training_step(batch, batch_idx)
 
 
-def without_noise(kind, precision="32-true"):
+def without_noise(kind):
     torch.manual_seed(0)
     made = world(kind, 3 if "atari" in kind else 2)
     given = made.__dict__["_arguments"] | {"max_norm": 1e9}
@@ -135,21 +110,15 @@ def without_noise(kind, precision="32-true"):
 @pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["v1", "v2 atari"])
 def test_two_processes_stay_equal_and_have_the_gradient_of_one_with_the_double_batch(tmp_path, kind, precision):
-    store = (walks if "atari" in kind else drives)(tmp_path / "episodes")
-    fits = [(2, {"strategy": "ddp_fork", "devices": 2, "max_steps": 3}), (4, {"max_steps": 1})]
-    for batch_size, options in fits:
+    store = recorded(tmp_path / "episodes", kind)
+
+    def make():
         agent = without_noise(kind)
         agent.environment = dreamer(kind).environment
-        trainer([Gradients(tmp_path)], precision=precision, **options).fit(agent, data(store, batch_size=batch_size))
+        return agent
 
-    def read(name):
-        return torch.load(tmp_path / name)
-
-    assert_close(read("weights-0-of-2"), read("weights-1-of-2"), rtol=0, atol=0)
-    gradient, both = read("gradient-0-of-1"), read("gradient-0-of-2")
-    for part in ("world_model", "actor_critic.actor", "actor_critic.critic"):
-        wanted, found = ({k: g for k, g in gs.items() if k.startswith(part)} for gs in (gradient, both))
-        scale = float(max(g.abs().max() for g in wanted.values()))
-        near = {"rtol": 1e-5, "atol": 1e-5 * scale} if precision == "32-true" else {"rtol": 0.1, "atol": 0.03 * scale}
-        assert_close(found, wanted, **near)
-        assert scale > 0
+    near = (1e-5, 1e-5) if precision == "32-true" else (0.1, 0.03)
+    parts = ("world_model", "actor_critic.actor", "actor_critic.critic")
+    assert_two_processes_are_one(
+        tmp_path, make, lambda size: data(store, batch_size=size), parts=parts, near=near, precision=precision
+    )

@@ -8,7 +8,15 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from stage_support import Gradients, Record, code_batch, episode, trainer
+from stage_support import (
+    CUTS,
+    Gradients,
+    assert_resumes,
+    assert_two_processes_are_one,
+    code_batch,
+    episode,
+    trainer,
+)
 from torch.nn import functional
 from torch.testing import assert_close
 
@@ -267,11 +275,6 @@ def test_a_stateful_memory_goes_on_where_the_batch_before_ended(codes):
     assert_close((3 * losses[0] + 4 * losses[1]) / 7, model.learn(long)["loss"])
 
 
-CUTS = {
-    "in the middle of an epoch": ({"max_steps": 3}, {"every_n_train_steps": 3}),
-    "on its last batch": ({"max_steps": 4}, {"every_n_train_steps": 4}),
-    "at its end": ({"max_epochs": 1}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}),
-}
 KINDS = {
     "plain": ({}, ChainedWindows(6)),
     "stateful": (
@@ -282,24 +285,10 @@ KINDS = {
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.parametrize(("stop", "save"), CUTS.values(), ids=CUTS.keys())
+@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize(("options", "sampler"), KINDS.values(), ids=KINDS.keys())
-def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, codes, options, sampler, stop, save):
-    def fit(ckpt_path=None, saving=(), **limit):
-        model, record = tiny(**options), Record()
-        run = trainer([record, *saving], **limit)
-        run.fit(model, data(codes, sampler), ckpt_path=ckpt_path, weights_only=True)
-        return model, record.steps, run.optimizers[0].state_dict()
-
-    whole, logged, optimizer = fit(max_steps=8)
-    fit(saving=[ModelCheckpoint(tmp_path, "cut", **save)], **stop)
-    resumed, again, again_optimizer = fit(tmp_path / "cut.ckpt", max_steps=8)
-    assert_close(dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
-    assert_close(again_optimizer, optimizer, rtol=0, atol=0)
-    assert list(again) == list(range(9 - len(again), 9))
-    # Means over validations are part of what a run has logged; a resumed run has not seen the first one.
-    assert again == {k: {n: v for n, v in logged[k].items() if n in again[k]} for k in again}
-    assert "mdn_rnn/loss" in again[8]
+def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, codes, options, sampler, cut):
+    assert_resumes(tmp_path, lambda: tiny(**options), lambda: data(codes, sampler), cut, {"mdn_rnn/loss"})
 
 
 class ModeRNN(MDNRNN):
@@ -312,21 +301,12 @@ class ModeRNN(MDNRNN):
 @pytest.mark.parametrize("options", [{}, KINDS["stateful"][0]], ids=KINDS.keys())
 def test_two_processes_stay_equal_and_have_the_gradient_of_one_with_the_double_batch(tmp_path, codes, options):
     """With windows in which episodes end at other rows for each process: the means must count all rows alike."""
-    torch.manual_seed(0)
-    model = ModeRNN(VAE(Z, depth=1), MDNLSTM(Z, A, H, 2), clip_value=0.01, **options)
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    run = trainer([Gradients(tmp_path)], strategy="ddp_fork", devices=2, max_steps=3)
-    run.fit(model, data(codes, batch_size=2))
-    model.load_state_dict(start)
-    trainer([Gradients(tmp_path)], max_steps=1).fit(model, data(codes, batch_size=4))
 
-    def read(name):
-        return torch.load(tmp_path / name)
+    def make():
+        torch.manual_seed(0)
+        return ModeRNN(VAE(Z, depth=1), MDNLSTM(Z, A, H, 2), clip_value=0.01, **options)
 
-    assert_close(read("weights-0-of-2"), read("weights-1-of-2"), rtol=0, atol=0)
-    gradient = read("gradient-0-of-1")
-    scale = max(g.abs().max() for g in gradient.values())
-    assert_close(read("gradient-0-of-2"), gradient, rtol=1e-5, atol=1e-6 * float(scale))
+    assert_two_processes_are_one(tmp_path, make, lambda size: data(codes, batch_size=size))
 
 
 def test_each_process_takes_up_its_own_memory_again(tmp_path, codes):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from stage_support import Gradients, Record, episode, trainer
+from stage_support import CUTS, assert_resumes, assert_two_processes_are_one, episode, trainer
 from torch.testing import assert_close
 
 from datamodules.datamodule import EpisodeDataModule
@@ -139,32 +139,10 @@ def test_a_checkpoint_rebuilds_it_alone(tmp_path, episodes):
     assert again.fingerprint() == vae.fingerprint() != tiny(seed=1).fingerprint()
 
 
-CUTS = {
-    "in the middle of an epoch": ({"max_steps": 3}, {"every_n_train_steps": 3}),
-    "on its last batch": ({"max_steps": 4}, {"every_n_train_steps": 4}),
-    "at its end": ({"max_epochs": 1}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}),
-}
-
-
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.parametrize(("stop", "save"), CUTS.values(), ids=CUTS.keys())
-def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, episodes, stop, save):
-    def fit(ckpt_path=None, saving=(), **limit):
-        vae, record = tiny(), Record()
-        run = trainer([record, *saving], **limit)
-        run.fit(vae, data(episodes), ckpt_path=ckpt_path, weights_only=True)
-        return vae, record.steps, run.optimizers[0].state_dict()
-
-    whole, logged, optimizer = fit(max_steps=8)
-    fit(saving=[ModelCheckpoint(tmp_path, "cut", **save)], **stop)
-    resumed, again, again_optimizer = fit(tmp_path / "cut.ckpt", max_steps=8)
-    assert_close(dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
-    assert_close(again_optimizer["state"], optimizer["state"], rtol=0, atol=0)
-    assert list(again) == list(range(9 - len(again), 9))
-    # Means over validations are part of what a run has logged; a resumed run has not seen the first one.
-    later = {k: {n: v for n, v in logged[k].items() if n in again[k]} for k in again}
-    assert again == later
-    assert "vae/loss" in again[8]
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, episodes, cut):
+    assert_resumes(tmp_path, tiny, lambda: data(episodes), cut, {"vae/loss"})
 
 
 class ModeVAE(VAE):
@@ -175,21 +153,11 @@ class ModeVAE(VAE):
 
 
 def test_two_processes_stay_equal_and_have_the_gradient_of_one_with_the_double_batch(tmp_path, episodes):
-    torch.manual_seed(0)
-    vae = ModeVAE(latent_size=4, depth=2, kl_tolerance=0.0)
-    start = {name: value.clone() for name, value in vae.state_dict().items()}
-    run = trainer([Gradients(tmp_path)], strategy="ddp_fork", devices=2, max_steps=3)
-    run.fit(vae, data(episodes, batch_size=2))
-    vae.load_state_dict(start)
-    trainer([Gradients(tmp_path)], max_steps=1).fit(vae, data(episodes, batch_size=4))
+    def make():
+        torch.manual_seed(0)
+        return ModeVAE(latent_size=4, depth=2, kl_tolerance=0.0)
 
-    def read(name):
-        return torch.load(tmp_path / name)
-
-    assert_close(read("weights-0-of-2"), read("weights-1-of-2"), rtol=0, atol=0)
-    gradient = read("gradient-0-of-1")
-    scale = max(g.abs().max() for g in gradient.values())
-    assert_close(read("gradient-0-of-2"), gradient, rtol=1e-5, atol=1e-6 * float(scale))
+    assert_two_processes_are_one(tmp_path, make, lambda size: data(episodes, batch_size=size))
 
 
 def test_a_test_compares_with_the_mean_image_of_the_training_data(episodes):

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 from lightning import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
-from stage_support import Gradients, Record, trainer
+from stage_support import CUTS, assert_resumes, assert_two_processes_are_one, trainer
 from torch.testing import assert_close
 
 from datamodules.datamodule import EpisodeDataModule
@@ -241,32 +240,13 @@ def test_a_checkpoint_rebuilds_it_alone(tmp_path, episodes):
     assert torch.equal(again.learn(windows()).loss, one.loss)
 
 
-CUTS = {
-    "in the middle of an epoch": ({"max_steps": 3}, {"every_n_train_steps": 3}),
-    "on its last batch": ({"max_steps": 4}, {"every_n_train_steps": 4}),
-    "at its end": ({"max_epochs": 1}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}),
-}
-
-
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.parametrize(("stop", "save"), CUTS.values(), ids=CUTS.keys())
-def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, episodes, stop, save):
-    def fit(ckpt_path=None, saving=(), **limit):
-        model, record = tiny(overshooting=LatentOvershooting(3), warmup=6), Record()
-        run = trainer([record, *saving], **limit)
-        run.fit(model, data(episodes), ckpt_path=ckpt_path, weights_only=True)
-        return model, record.steps, run.optimizers[0].state_dict()
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, episodes, cut):
+    def make():
+        return tiny(overshooting=LatentOvershooting(3), warmup=6)
 
-    whole, logged, optimizer = fit(max_steps=8)
-    fit(saving=[ModelCheckpoint(tmp_path, "cut", **save)], **stop)
-    resumed, again, again_optimizer = fit(tmp_path / "cut.ckpt", max_steps=8)
-    assert_close(dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
-    assert_close(again_optimizer["state"], optimizer["state"], rtol=0, atol=0)
-    assert list(again) == list(range(9 - len(again), 9))
-    # Means over validations are part of what a run has logged; a resumed run has not seen the first one.
-    later = {k: {n: v for n, v in logged[k].items() if n in again[k]} for k in again}
-    assert again == later
-    assert "world_model/loss" in again[8]
+    assert_resumes(tmp_path, make, lambda: data(episodes), cut, {"world_model/loss"})
 
 
 class ModeModel(WorldModel):
@@ -279,22 +259,12 @@ class ModeModel(WorldModel):
 
 @pytest.mark.parametrize("kind", [RNN, RSSM])
 def test_two_processes_stay_equal_and_have_the_gradient_of_one_with_the_double_batch(tmp_path, episodes, kind):
-    torch.manual_seed(0)
-    dynamics = kind(GaussianLatent(3), 2, 64, hidden_size=8)
-    model = ModeModel(dynamics, FreeNatsKL(0.01, per_element=False), depth=2, reward_units=8, max_norm=1e9)
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    run = trainer([Gradients(tmp_path)], strategy="ddp_fork", devices=2, max_steps=3)
-    run.fit(model, data(episodes, batch_size=2))
-    model.load_state_dict(start)
-    trainer([Gradients(tmp_path)], max_steps=1).fit(model, data(episodes, batch_size=4))
+    def make():
+        torch.manual_seed(0)
+        dynamics = kind(GaussianLatent(3), 2, 64, hidden_size=8)
+        return ModeModel(dynamics, FreeNatsKL(0.01, per_element=False), depth=2, reward_units=8, max_norm=1e9)
 
-    def read(name):
-        return torch.load(tmp_path / name)
-
-    assert_close(read("weights-0-of-2"), read("weights-1-of-2"), rtol=0, atol=0)
-    gradient = read("gradient-0-of-1")
-    scale = max(g.abs().max() for g in gradient.values())
-    assert_close(read("gradient-0-of-2"), gradient, rtol=1e-5, atol=1e-6 * float(scale))
+    assert_two_processes_are_one(tmp_path, make, lambda size: data(episodes, batch_size=size))
 
 
 def test_two_validations_of_one_model_are_equal_and_in_decibels(episodes):

@@ -1,7 +1,7 @@
 """How C drives: the present mean in the real environment or in its dream, and its fitness over the generations."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ from lightning import Trainer
 from torch import Tensor
 
 from wmlightning.callbacks.charts import line_chart
-from wmlightning.callbacks.images import Picture, captioned, evenly, to_frames
+from wmlightning.callbacks.films import film, play
+from wmlightning.callbacks.images import Picture
 from wmlightning.callbacks.pictures import LogPictures, PictureBook
 from wmlightning.environments.dream import Dream, DreamEnv
 from wmlightning.environments.factory import EnvFactory
-from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Policy
 
 CURVES = {
@@ -24,43 +24,6 @@ CURVES = {
     "evaluated": ("controller/evaluated_return", "distribution's mean, evaluated"),
 }
 """What the chart shows: metric of the stage, and its name in the chart."""
-
-
-class FirstEpisode:
-    """Keeps what the first episode of a rollout shows; speaks like an `EpisodeWriter`."""
-
-    def __init__(self) -> None:
-        self.row: int | None = None
-        self.images: list[np.ndarray] = []
-        self.rewards: list[float] = []
-
-    def begin(self, row: int, observation: dict[str, np.ndarray], index: int, metadata: Any = None) -> None:
-        """Starts if this is the first episode."""
-        if index == 0:
-            self.row, self.images, self.rewards = row, [observation["image"].copy()], [0.0]
-
-    def step(
-        self,
-        row: int,
-        action: np.ndarray,
-        reward: float,
-        terminated: bool,
-        truncated: bool,
-        observation: dict[str, np.ndarray],
-    ) -> None:
-        """Keeps an image and its reward, until the episode ends."""
-        if row == self.row:
-            self.images.append(observation["image"].copy())
-            self.rewards.append(float(reward))
-            self.row = None if terminated or truncated else row
-
-    def drop(self, row: int) -> None:
-        """The episode will begin anew."""
-        self.row = None if row == self.row else self.row
-
-    def film(self, frames: int, note: str = "") -> list[Picture]:
-        """At most so many of the images, evenly, with `note`, step and return below."""
-        return _film(self.images, np.cumsum(self.rewards), frames, note)
 
 
 def drive(policy: Policy, environment: EnvFactory, seed: int, frames: int = 150, note: str = "") -> list[Picture]:
@@ -73,10 +36,7 @@ def drive(policy: Policy, environment: EnvFactory, seed: int, frames: int = 150,
         frames: longer episodes are thinned out to this many, evenly.
         note: put before step and return.
     """
-    recorder = FirstEpisode()
-    with environment.vector(1) as envs:
-        rollout(envs, policy, [seed], writer=recorder)
-    return recorder.film(frames, note)
+    return play(policy, environment, seed).film(frames, note)
 
 
 def drive_dream(
@@ -107,13 +67,7 @@ def drive_dream(
         total, over = total + reward, terminated or truncated
         pictures.append(env.render())
         returns.append(total)
-    return _film(pictures, returns, frames, note)
-
-
-def _film(pictures: Sequence[Any], returns: Sequence[float] | np.ndarray, frames: int, note: str) -> list[Picture]:
-    """At most so many of the pictures, evenly, with step and return below."""
-    chosen = evenly(len(pictures), frames)
-    return [captioned(to_frames(pictures[k]), f"{note}step {k}  return {returns[k]:.1f}") for k in chosen]
+    return film(pictures, returns, frames, note)
 
 
 def _actions(policy: Any) -> Callable[[np.ndarray], Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 
-from wmlightning.callbacks.driving import FirstEpisode
+from wmlightning.callbacks.films import FirstEpisode
 from wmlightning.callbacks.pictures import PictureBook
 from wmlightning.callbacks.playing import BetweenEpochs, batches_trained
 from wmlightning.callbacks.scores import evaluation_seeds, interval

@@ -1,6 +1,6 @@
 """What a planner sees: how its search narrows down, what it promises, and what then happens."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,11 @@ from lightning import Trainer
 from torch import Tensor
 
 from wmlightning.callbacks.charts import line_chart
+from wmlightning.callbacks.films import play
 from wmlightning.callbacks.images import Picture, error_map, evenly, stack, table, to_frames
 from wmlightning.callbacks.pictures import LogPictures, PictureBook
 from wmlightning.dynamics.state import State
 from wmlightning.environments.factory import EnvFactory
-from wmlightning.environments.rollout import rollout
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Watched:
 
 
 class _Witness:
-    """Stands in for a policy's planner and for the writer of its episode, and takes both down."""
+    """Stands in for a policy's planner and takes down what it thinks."""
 
     def __init__(self, planner: Any) -> None:
         self.planner, self.watched = planner, Watched()
@@ -68,24 +68,6 @@ class _Witness:
         watched.elites.append(search.returns[0].float().cpu().numpy())
         watched.predicted.append(float(search.predicted[0]))
         return search.mean[:, 0]
-
-    def begin(self, row: int, observation: dict[str, np.ndarray], index: int, metadata: Any = None) -> None:
-        self.watched.images.append(observation["image"].copy())
-
-    def step(
-        self,
-        row: int,
-        action: np.ndarray,
-        reward: float,
-        terminated: bool,
-        truncated: bool,
-        observation: dict[str, np.ndarray],
-    ) -> None:
-        self.watched.images.append(observation["image"].copy())
-        self.watched.rewards.append(float(reward))
-
-    def drop(self, row: int) -> None:
-        """An episode that is cut off has been watched all the same."""
 
 
 def watch(policy: Any, environment: EnvFactory, seed: int, decisions: int = 100) -> Watched:
@@ -100,12 +82,10 @@ def watch(policy: Any, environment: EnvFactory, seed: int, decisions: int = 100)
     planner = policy.planner
     policy.planner = witness = _Witness(planner)
     try:
-        with environment.vector(1) as envs:
-            over = lambda: len(witness.watched.rewards) >= decisions  # noqa: E731
-            rollout(envs, policy, [seed], writer=witness, should_stop=over)
+        seen = play(policy, environment, seed, decisions)
     finally:
         policy.planner = planner
-    return witness.watched
+    return replace(witness.watched, images=seen.images, rewards=seen.rewards[1:])
 
 
 def elite_chart(watched: Watched) -> Picture:

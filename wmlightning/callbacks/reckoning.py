@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from wmlightning.callbacks import films
 from wmlightning.callbacks.charts import line_chart, scatter_chart
 from wmlightning.callbacks.images import Picture, stack
 from wmlightning.dynamics.state import State
 from wmlightning.environments.factory import EnvFactory
-from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Carry
 
 
@@ -32,10 +32,11 @@ class Played:
 
 
 class _Witness:
-    """Stands in for a policy and for the writer of its episode, and takes both down."""
+    """Stands in for a policy and takes down what it believes."""
 
     def __init__(self, policy: Any) -> None:
-        self.policy, self.played = policy, Played()
+        self.policy = policy
+        self.beliefs: list[State] = []
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
         return self.policy.initial(n, seeds)
@@ -46,18 +47,8 @@ class _Witness:
         action, carry = self.policy(observation, is_first, carry)
         # A copy: what a policy made in inference mode cannot be learnt from, nor dreamt from with a graph.
         deter, stoch = (carry[name].clone() for name in ("deter", "stoch"))
-        self.played.beliefs.append(State(deter, stoch, stoch[:, :0]))
+        self.beliefs.append(State(deter, stoch, stoch[:, :0]))
         return action, carry
-
-    def begin(self, row: int, observation: Any, index: int, metadata: Any = None) -> None:
-        """Nothing is noted of a beginning."""
-
-    def step(self, row: int, action: Any, reward: float, terminated: bool, truncated: bool, observation: Any) -> None:
-        self.played.rewards.append(float(reward))
-        self.played.terminated = terminated
-
-    def drop(self, row: int) -> None:
-        """An episode that is cut off has been played all the same."""
 
 
 def play(policy: Any, environment: EnvFactory, seed: int, decisions: int) -> Played:
@@ -70,13 +61,9 @@ def play(policy: Any, environment: EnvFactory, seed: int, decisions: int) -> Pla
         decisions: most of them that are played.
     """
     witness = _Witness(policy)
-    with environment.vector(1) as envs:
-        over = lambda: len(witness.played.rewards) >= decisions  # noqa: E731
-        rollout(envs, witness, [seed], writer=witness, should_stop=over)
-    played = witness.played
+    seen = films.play(witness, environment, seed, decisions)
     # A last belief may have been acted on and the action never executed.
-    played.beliefs = played.beliefs[: len(played.rewards)]
-    return played
+    return Played(witness.beliefs[: seen.decisions], seen.rewards[1:], seen.terminated)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ class GaussianLatent(Latent):
     ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size"]]:
         """Mean and standard deviation, float32, each (..., size)."""
         mean, raw = params.float().chunk(2, -1)
-        return mean, self._squash(raw) + self.min_std
+        # Whole, because of a strided tensor the squash is computed number by number.
+        return mean, self._squash(raw.contiguous()) + self.min_std
 
     def distribution(self, params: Float[Tensor, "*batch params"]) -> Distribution:
         """Normals, (..., size), that count as one event."""

@@ -54,7 +54,7 @@ class FreeNatsKL(KLLoss):
         nats = latent.kl(posterior, prior)
         if self.per_element:
             return nats.clamp(min=self.free_nats), nats
-        return torch.where(_mean_over_ranks(nats) > self.free_nats, nats, self.free_nats), nats
+        return _free_on_the_mean(nats, self.free_nats), nats
 
 
 class BalancedKL(KLLoss):
@@ -93,8 +93,7 @@ class BalancedKL(KLLoss):
         """Gradients flow to both, in their shares; the plain KL is for looking at and has none."""
         # One KL instead of two: each half is this one where the other's gradient is stopped.
         nats = latent.kl(_scale_gradient(posterior, 1 - self.balance), _scale_gradient(prior, self.balance))
-        loss = torch.where(_mean_over_ranks(nats) > self.free_nats, nats, self.free_nats) if self.free_nats else nats
-        return loss, nats.detach()
+        return _free_on_the_mean(nats, self.free_nats) if self.free_nats else nats, nats.detach()
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -114,9 +113,10 @@ def _scale_gradient(values: Tensor, scale: float) -> Tensor:
     return _ScaleGradient.apply(values, scale)  # type: ignore[return-value]
 
 
-def _mean_over_ranks(values: Tensor) -> Tensor:
-    mean = values.detach().mean()
+def _free_on_the_mean(nats: Tensor, free: float) -> Tensor:
+    """The nats where their mean, over all processes, is above the free ones; else what is free, without a gradient."""
+    mean = nats.detach().mean()
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(mean)
         mean = mean / distributed.get_world_size()
-    return mean
+    return torch.where(mean > free, nats, free)
