@@ -25,10 +25,10 @@ check:  ## what must hold before a commit, without running anything: style, type
 	$(PYTHON) -m pytest tests/test_floors.py
 
 test:  ## the default tests, under 12 minutes on two cores
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto
 
 test-full:  ## the slow ones too
-	$(PYTHON) -m pytest -m "not gpu"
+	$(PYTHON) -m pytest -n auto -m "not gpu"
 
 bench:  ## the benchmarks: tables of ours beside a peer or a limit
 	for file in tests/benchmarks/bench_*.py; do $(PYTHON) $$file || exit 1; done

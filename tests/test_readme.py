@@ -38,8 +38,8 @@ def test_the_second_command_is_what_continuous_integration_runs():
     install, _, tests = BLOCKS[1].partition(" && ")[2].partition(" && ")
     ci = (ROOT / ".ci" / "run").read_text()
     assert install.partition("pip ")[2] in ci
-    assert tests == ".venv/bin/python -m pytest"
-    assert '"$venv/bin/python" -m pytest' in ci
+    assert tests == ".venv/bin/python -m pytest -n auto"
+    assert '"$venv/bin/python" -m pytest -n auto' in ci
 
 
 def test_every_file_and_configuration_that_readme_names_is_there():

@@ -233,6 +233,8 @@ def main(command: str, args: list[str]) -> int:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+    # No episode held out is a choice: validation_fraction 0.
+    warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", ".*isinstance\\(treespec, LeafSpec\\).*", FutureWarning)
     try:
         with clean_warnings():
