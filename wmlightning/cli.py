@@ -7,17 +7,20 @@ imported first, so a new class in a new file there is found without registering 
 import importlib
 import json
 import pkgutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from gymnasium.error import DependencyNotInstalled
 from jsonargparse import ArgumentError
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from datamodules.files import write_atomically
 from wmlightning.callbacks.guards import StopOnNonFinite, WarnOfCollapse
+from wmlightning.callbacks.lines import ProgressLines
 from wmlightning.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from wmlightning.errors import one_line
 from wmlightning.settings import find_config, options
@@ -64,6 +67,7 @@ class CommandLine(LightningCLI):
     * `seed_everything` is the seed of model and data too.
     * What a run writes is under `trainer.default_root_dir`: checkpoints/last.ckpt, tensorboard/, config.yaml.
     * A fit does not write over the checkpoints of another one.
+    * Where there is no terminal, a fit's progress is lines instead of a bar.
     * `StopOnNonFinite` and `WarnOfCollapse` watch over every fit; one named among the callbacks takes its place.
 
     Args:
@@ -146,6 +150,9 @@ class CommandLine(LightningCLI):
         callbacks = list(given.callbacks or [])
         if given.enable_checkpointing is not False and not _has(callbacks, LastCheckpoint):
             callbacks.append(LastCheckpoint())
+        wants_bar = given.enable_progress_bar is not False and not _has(callbacks, ProgressBar)
+        if self.subcommand == "fit" and wants_bar and not sys.stderr.isatty():
+            callbacks.append(ProgressLines())
         callbacks += [guard() for guard in (StopOnNonFinite, WarnOfCollapse) if not _has(callbacks, guard)]
         logger = given.logger
         if logger in (None, True):

@@ -137,8 +137,7 @@ def fit(folder, callbacks=(), collect=None, player=None, ckpt_path=None, saving=
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         log_every_n_steps=limit.pop("log_every_n_steps", 1),
-        **options,
-        **limit,
+        **(options | limit),
     )
     run.trainer.fit(run.agent, run.data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return run
