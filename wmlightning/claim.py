@@ -23,7 +23,8 @@ def claim_folder(out: Path, pipeline: dict[str, Any]) -> Iterator[None]:
             other settings.
     """
     names = {key: value for key, value in pipeline.items() if key not in RESERVED}
-    described = fill(pipeline, names)
+    # Without the names: they have been filled in, and to set one of them again would change nothing.
+    described = {key: value for key, value in fill(pipeline, names).items() if key not in names}
     for stage in described["stages"].values():
         files: dict[str, Any] = {}
         for config in stage["config"]:

@@ -79,7 +79,8 @@ class CommandLine(LightningCLI):
 
     def __init__(self, args: list[str], run: bool = True, check: bool = False) -> None:
         self.check, self.command = check, args[0] if run else None
-        quiet: dict[str, Any] = {"exit_on_error": False}
+        # A typo that is the beginning of an option is a typo.
+        quiet: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             Stage,
             save_config_callback=SaveConfig,

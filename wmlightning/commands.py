@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -41,7 +42,9 @@ def call(command: str, args: list[str], check: bool = False) -> dict[str, Any]:
     function = getattr(module, command)
     if command == "evaluate" and args and not args[0].startswith("-"):
         args = [f"--agent={args[0]}", *args[1:]]
-    parser = ArgumentParser(prog=f"wmlightning {command}", description=function.__doc__, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=f"wmlightning {command}", description=function.__doc__, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML with these options; several compose.")
     parser.add_function_arguments(function, fail_untyped=False)
     settings = dict(parser.instantiate(parser.parse_args(with_found_configs(args))))
@@ -105,6 +108,12 @@ def execute(words: list[str]) -> dict[str, Any]:
         return {key: float(value) for key, value in line.trainer.callback_metrics.items()}
 
 
+def typed(program: str, *words: str) -> str:
+    """A command line as it can be typed here: with the program's folder where that is not on the PATH."""
+    beside = Path(sys.executable).parent / program
+    return shlex.join([program if shutil.which(program) or not beside.exists() else str(beside), *words])
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The numbers in a nested result, by dotted name."""
     numbers: dict[str, Any] = {}
@@ -162,7 +171,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 def run(args: list[str]) -> int:
     """`wmlightning run`: a pipeline of stages, see `wmlightning.settings` for the form of its file."""
-    parser = OneLineParser("wmlightning run", description="Runs every stage of a pipeline that is not finished yet.")
+    parser = OneLineParser(
+        "wmlightning run", description="Runs every stage of a pipeline that is not finished yet.", allow_abbrev=False
+    )
     parser.add_argument("config", help="the pipeline, such as world_models/quickstart")
     parser.add_argument("--out", help="the run's folder; a fresh one under runs/ by default")
     parser.add_argument(
@@ -180,7 +191,7 @@ def run(args: list[str]) -> int:
                 print(f"wmlightning {shlex.join(words)}")
         return 0
     rehearse([step for step in steps if read_result(out / step.name) is None])
-    again = shlex.join(["wmlightning", "run", *args, *([] if given.out else ["--out", str(out)])])
+    again = typed("wmlightning", "run", *args, *([] if given.out else ["--out", str(out)]))
     with claim_folder(out, pipeline):
         try:
             run_pipeline(steps, out, execute, table, loop, sweep)
@@ -188,28 +199,28 @@ def run(args: list[str]) -> int:
             say(f"stopped; go on with: {again}")
             raise
     say(f"\nThe numbers above are in {out}/summary.json.")
-    say(f"Curves and pictures:  {shlex.join(['tensorboard', '--logdir', str(out)])}")
+    say(f"Curves and pictures:  {typed('tensorboard', '--logdir', str(out))}")
     if loop.charts:
-        board = shlex.join(["tensorboard", "--logdir", f"{out}/iterations"])
+        board = typed("tensorboard", "--logdir", f"{out}/iterations")
         say(f"Over the iterations:  {board}  and  {out}/iterations/curves.png")
     # After a loop that ended early the last stages have not been run.
     steps = [step for step in steps if read_result(out / step.name) is not None]
     evaluations = [step.commands[0] for step in steps if step.commands[0][0] == "evaluate"]
     agents = [word for word in (evaluations or [[]])[-1] if word.startswith("--agent=")]
     if agents:
-        words = ["wmlightning", "evaluate", agents[0].partition("=")[2], "--episodes", "100", "--seed", "1"]
-        say(f"Evaluate again:       {shlex.join([*words, '--video', 'driving.gif'])}")
+        words = ["evaluate", agents[0].partition("=")[2], "--episodes", "100", "--seed", "1", "--video", "driving.gif"]
+        say(f"Evaluate again:       {typed('wmlightning', *words)}")
     fits = [out / step.name for step in steps if step.commands[0][0] == "fit"]
     if fits:
         last = fits[-1]
-        words = ["wmlightning", "fit", "-c", f"{last}/config.yaml", f"--ckpt_path={last}/checkpoints/last.ckpt"]
-        say(f"Train {last.name} for longer:  {shlex.join([*words, '--trainer.max_steps=MORE'])}")
+        words = ["fit", "-c", f"{last}/config.yaml", f"--ckpt_path={last}/checkpoints/last.ckpt"]
+        say(f"Train {last.name} for longer:  {typed('wmlightning', *words, '--trainer.max_steps=MORE')}")
     return 0
 
 
 def look_at_data(args: list[str]) -> int:
     """`wmlightning data info|verify PATH`."""
-    parser = OneLineParser("wmlightning data", description="What a folder of episodes holds.")
+    parser = OneLineParser("wmlightning data", description="What a folder of episodes holds.", allow_abbrev=False)
     parser.add_argument("what", choices=("info", "verify"), help="count it, or name every damaged file")
     parser.add_argument("path", help="the folder of HDF5 episodes")
     given = parser.parse_args(args)

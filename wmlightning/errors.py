@@ -32,7 +32,10 @@ def one_line(error: Exception) -> str:
         return " ".join(lines[: end + 1]) or type(error).__name__
     noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "Not a valid")
     noise += ("Expected a path", "Subclass types expect", "a class path (str)", "a dict with")
-    words = " ".join(line for line in lines if not line.startswith(noise)) or type(error).__name__
+    lines = [line for line in lines if not line.startswith(noise)]
+    # Where a part may also be named by a path.
+    said = [line for line in lines if not line.startswith("Expected a <class 'str'>")] or lines
+    words = " ".join(said) or type(error).__name__
     return words.replace("Expected a dot import path string:", "there is no class")
 
 

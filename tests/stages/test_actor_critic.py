@@ -11,7 +11,7 @@ from wmlightning.distributions.bounded import OneHot, TanhNormal
 from wmlightning.dynamics import RNN, SSM
 from wmlightning.dynamics.state import State
 from wmlightning.networks.target import TargetNetwork, frozen
-from wmlightning.objectives.actor import DynamicsBackprop, Reinforce
+from wmlightning.objectives.actor import DynamicsBackprop, Mixed, Reinforce
 from wmlightning.stages.actor_critic import ActorCritic, Dream
 
 
@@ -362,3 +362,47 @@ def test_every_replayed_state_starts_a_dream():
     assert start.features.shape[0] == 12
     assert not start.features.requires_grad
     assert_close(cont, 0.99 * batch.cont.flatten())
+
+
+def test_all_reinforce_is_reinforce_though_the_graph_runs_through_the_dynamics():
+    """With a share of 1 nothing but ln pi moves the actor: its action must not be a way back (trap 42)."""
+    gradients = []
+    for objective in (Mixed(1.0), Reinforce()):
+        agent = dreamer("v2 mixed", behaviour={"objective": objective, "entropy": 0.0})
+        learned = agent.learn_dynamics(windows_for(agent))
+        start = learned.posterior.flatten().detach()
+        behaviour, latent = agent.actor_critic, agent.world_model.dynamics.latent
+        torch.manual_seed(1)
+        noise = tuple(
+            torch.randn(len(start.stoch), 4, n) for n in (behaviour.distribution.noise_size(2), latent.noise_size)
+        )
+        with frozen(agent.world_model):
+            dream = behaviour.imagine(agent.world_model, start, torch.ones(len(start.stoch)), noise)
+            loss = behaviour.learn(agent.world_model, dream).actor_loss
+        gradients.append(torch.autograd.grad(loss, list(behaviour.actor.parameters())))
+    assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_norm": -1.0},
+        {"max_norm": 0.0},
+        {"epsilon": -1.0},
+        {"decay": 1.0},
+        {"actor_units": 0},
+        {"actor_layers": -1},
+    ],
+    ids=str,
+)
+def test_numbers_that_would_unlearn_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} is .* but must be"):
+        actor_critic("v1", **wrong)
+
+
+def test_the_shortest_dream_depends_on_what_is_left_out():
+    for options, least in (({}, 1), ({"include_start": False}, 2), ({"shifted": True, "include_start": False}, 3)):
+        actor_critic("v2 dmc", horizon=least, **options)
+        with pytest.raises(ValueError, match=f"give at least {least}"):
+            actor_critic("v2 dmc", horizon=least - 1, **options)

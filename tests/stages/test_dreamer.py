@@ -2,12 +2,13 @@
 
 import copy
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from dreamer_support import CORRIDOR, DOTS, KINDS, data, dreamer, grads, windows_for, world
-from lightning import Callback
+from lightning import Callback, Trainer
 from stage_support import episode, trainer
 from torch.testing import assert_close
 
@@ -29,6 +30,7 @@ from wmlightning.seeds import derive_seed
 from wmlightning.stages.actor_critic import ActorCritic
 from wmlightning.stages.dreamer import Dreamer
 from wmlightning.stages.planet import PlaNet
+from wmlightning.stages.stage import check_continues
 from wmlightning.stages.world_model import WorldModel
 from wmlightning.tools.evaluate import evaluate
 
@@ -346,3 +348,32 @@ def test_v2_learns_to_walk_down_the_corridor(tmp_path):
     corridor = EnvFactory("wmlightning/DummyCorridor-v0", time_limit=25)
     difference, chance = learns(model, behaviour, corridor, tmp_path, length=6, prefill=30)
     assert difference > 3 * chance
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"behaviour": {"actor": TanhNormal()}}, "model.actor_critic.actor is TruncatedNormal .* but TanhNormal here"),
+        ({"behaviour": {"objective": Reinforce()}}, "actor_critic.objective is DynamicsBackprop .* but Reinforce here"),
+        ({"model": {"kl": FreeNatsKL()}}, "model.world_model.kl is BalancedKL .* but FreeNatsKL here"),
+        ({"learn_model": False}, "model.learn_model is True .* but False here"),
+    ],
+    ids=["actor", "objective", "kl", "learn_model"],
+)
+def test_a_checkpoint_with_other_parts_is_refused_though_every_weight_fits(tmp_path, other, says):
+    run = Trainer(accelerator="cpu", max_steps=0, logger=False)
+    run.strategy.connect(dreamer("v2 dmc"))
+    run.save_checkpoint(tmp_path / "agent.ckpt")
+    with pytest.raises(ValueError, match=says):
+        check_continues(dreamer("v2 dmc", **other), tmp_path / "agent.ckpt")
+
+
+def test_other_settings_of_the_same_parts_are_said_and_an_optimizers_are_not(tmp_path):
+    run = Trainer(accelerator="cpu", max_steps=0, logger=False)
+    run.strategy.connect(dreamer("v2 dmc"))
+    run.save_checkpoint(tmp_path / "agent.ckpt")
+    with pytest.warns(UserWarning, match=r"goes on with those given: model.actor_critic.horizon 4 is now 5$"):
+        check_continues(dreamer("v2 dmc", behaviour={"horizon": 5, "max_norm": 5.0}), tmp_path / "agent.ckpt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_continues(dreamer("v2 dmc"), tmp_path / "agent.ckpt")

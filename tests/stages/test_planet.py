@@ -145,3 +145,28 @@ def test_it_learns_to_drive_to_the_dot(tmp_path):
     result = evaluate(agent.eval(), episodes=20, num_envs=10, baselines={"random": HeldActionsPolicy(2, 1)})
     beside = result["baselines"]["random"]
     assert beside["difference"] > 3 * beside["difference_ci95"], (result["mean"], beside["mean"])
+
+
+@pytest.mark.parametrize(
+    ("recorded", "says"),
+    [
+        ({"action_repeat": 2}, "action_repeat 2 but the agent has 1"),
+        ({"environment": "Other-v0"}, "environment Other-v0 but the agent has"),
+    ],
+)
+def test_a_store_that_was_recorded_elsewhere_is_refused_with_nobody_collecting(tmp_path, recorded, says):
+    store = EpisodeStore(tmp_path / "episodes")
+    image = np.zeros((13, 64, 64, 3), np.uint8)
+    store.append(episode(12, {"image": image}, 0, **({"environment": DOTS.id, "action_repeat": 1} | recorded)))
+    with pytest.raises(ValueError, match=says):
+        trainer(max_steps=1).fit(planet(), data(tmp_path / "episodes"))
+
+
+def test_a_random_policy_for_other_actions_is_refused_before_anything_is_played(tmp_path):
+    for name in ("prefill_policy", "policy"):
+        collect = Collect(prefill_episodes=1, episodes_per_epoch=1, **{name: HeldActionsPolicy(3)})
+        with pytest.raises(
+            ValueError, match=f"Collect's {name} acts with 3 numbers but .* takes 2: set its action_size"
+        ):
+            trainer([collect], max_steps=1).fit(planet(), data(tmp_path / "episodes"))
+    assert not list(tmp_path.glob("episodes/*.h5"))

@@ -302,3 +302,33 @@ def test_a_resumed_max_norm_that_differs_from_the_one_asked_for_is_said(tmp_path
     run.save_checkpoint(tmp_path / "model.ckpt")
     with pytest.warns(UserWarning, match=r"max_norm is \[5.0\] but the checkpoint's optimizer goes on with \[1000.0\]"):
         trainer(max_steps=2).fit(tiny(max_norm=5.0), data(episodes), ckpt_path=tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(
+            {name: -1.0}
+            for name in ("learning_rate", "max_norm", "epsilon", "reward_scale", "kl_scale", "global_prior")
+        ),
+        *(
+            {"decay": 2.0},
+            {"warmup": -1},
+            {"reward_layers": -1},
+            {"cont_layers": -1},
+            {"reward_units": 0},
+            {"depth": 0},
+        ),
+        {"learning_rate": float("nan")},
+    ],
+    ids=str,
+)
+def test_numbers_that_would_unlearn_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} is .* but must be"):
+        tiny(**wrong)
+
+
+def test_overshooting_beyond_the_windows_is_refused_before_the_first_batch(episodes):
+    with pytest.raises(ValueError, match="the overshooting distance is 9 but windows have 4 rows: take 1 to 4"):
+        trainer(max_steps=1).fit(tiny(overshooting=LatentOvershooting(9)), data(episodes))

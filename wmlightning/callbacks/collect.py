@@ -118,6 +118,14 @@ class Collect(BetweenEpochs):
                 f"Collect is to play in {self.environment.id}, {self.environment.spec}, but the agent plays "
                 f"{own.id}, {own.spec}: give both the same pictures and actions"
             )
+        place = self.environment or own
+        for name, policy in (("prefill_policy", self.prefill_policy), ("policy", self.policy)):
+            size = getattr(policy, "action_size", None)
+            if place is not None and size not in (None, place.spec.action_size):
+                raise ValueError(
+                    f"Collect's {name} acts with {size} numbers but {place.id} takes {place.spec.action_size}: set its "
+                    f"action_size to {place.spec.action_size}"
+                )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Sets aside what the run does not know, before anybody reads."""
@@ -140,7 +148,7 @@ class Collect(BetweenEpochs):
             )
         # Nobody plays on what was open then.
         self.ledger.open = []
-        self._check_environment(store, pl_module)
+        pl_module.environment.check_recorded(store)
 
     def _check_own(self, store: EpisodeStore, names: list[EpisodeName], agent: Any) -> None:
         """A run that begins may find what it was killed over in its own prefill, and nothing else."""
@@ -153,17 +161,6 @@ class Collect(BetweenEpochs):
                 raise ValueError(
                     f"{store.path} holds episodes of another run ({len(names)}, {name} among them): continue that run "
                     "with --ckpt_path, or give data.path a folder of its own"
-                )
-
-    def _check_environment(self, store: EpisodeStore, agent: Any) -> None:
-        if not len(store):
-            return
-        environment, metadata = agent.environment, store.contents(store.listing[0]).metadata
-        for key, wanted in (("environment", environment.id), ("action_repeat", environment.action_repeat)):
-            if metadata.get(key) != wanted:
-                raise ValueError(
-                    f"{store.path} was recorded with {key} {metadata.get(key)} but the agent has {wanted}: give it the "
-                    "environment of that run, or data.path another folder"
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 
 from datamodules.episode import Spec
+from datamodules.store import EpisodeStore
 from wmlightning.environments.parts import PartedVectorEnv
 from wmlightning.environments.suites import find_spec, make_env, make_registered
 from wmlightning.environments.vector import PixelVectorEnv
@@ -97,6 +98,21 @@ class EnvFactory(Recorded):
         """As `vector`, for long games in parts of at most max_segment decisions; see `PartedVectorEnv`."""
         arguments = self._vector_arguments(num_envs, num_workers, 120.0)
         return PartedVectorEnv(*arguments, max_segment=max_segment, seed_of=seed_of, first=first)
+
+    def check_recorded(self, store: EpisodeStore) -> None:
+        """Makes sure that a store's first episode was recorded here, as far as it tells.
+
+        Raises:
+            ValueError: if it was played in another environment or with another action repeat.
+        """
+        metadata = store.contents(store.listing[0]).metadata if len(store) else {}
+        for key, wanted in (("environment", self.id), ("action_repeat", self.action_repeat)):
+            found = metadata.get(key, wanted)
+            if found != wanted:
+                raise ValueError(
+                    f"{store.path} was recorded with {key} {found} but the agent has {wanted}: give it the environment "
+                    "of that run, or data.path another folder"
+                )
 
     def _vector_arguments(self, num_envs: int, num_workers: int, timeout: float) -> tuple:
         description = {

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from wmlightning.networks.activations import LAYERS, Activation
 from wmlightning.networks.conv import initialize
+from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded
 
 
@@ -32,6 +33,8 @@ class MLP(Recorded, nn.Module):
         activation: Activation = "relu",
     ) -> None:
         super().__init__()
+        at_least(0, layers=layers)
+        at_least(1, units=units)
         steps: list[nn.Module] = []
         for before, after in pairwise([input_size, *([units] * layers)]):
             steps += [nn.Linear(before, after), LAYERS[activation](inplace=True)]

@@ -109,7 +109,7 @@ def check_exploration(distribution: ActionDistribution, exploration: float, epsi
         ValueError: as `ActorPolicy`.
     """
     kind = type(distribution).__name__
-    if exploration < 0:
+    if not exploration >= 0:
         raise ValueError(f"exploration is {exploration} but is a standard deviation: give 0 or more")
     if not 0 <= epsilon <= 1:
         raise ValueError(f"epsilon is {epsilon} but is a probability: give a number in [0, 1]")

@@ -16,7 +16,7 @@ from wmlightning.networks.mlp import MLP
 from wmlightning.networks.target import TargetNetwork, frozen
 from wmlightning.objectives.actor import ActorLoss
 from wmlightning.objectives.returns import discount_weights, lambda_return
-from wmlightning.ranges import above, at_least
+from wmlightning.ranges import above, at_least, below
 from wmlightning.stages.optimization import JointStage, parameter_group
 
 Noise = tuple[Float[Tensor, "rows horizon action"], Float[Tensor, "rows horizon latent"]]
@@ -144,11 +144,15 @@ class ActorCritic(JointStage):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        at_least(0, entropy=entropy, decay=decay)
+        at_least(0, entropy=entropy, decay=decay, actor_layers=actor_layers, critic_layers=critic_layers)
+        at_least(1, actor_units=actor_units, critic_units=critic_units)
         above(0, actor_learning_rate=actor_learning_rate, critic_learning_rate=critic_learning_rate)
+        above(0, epsilon=epsilon, max_norm=max_norm)
+        below(1, decay=decay)
         self.first, self.shifted, self.horizon = int(not include_start), shifted, horizon
         if horizon - self.first - shifted < 1:
-            raise ValueError(f"horizon is {horizon}, which leaves no step to learn from: give at least 3")
+            least = 1 + self.first + shifted
+            raise ValueError(f"horizon is {horizon}, which leaves no step to learn from: give at least {least}")
         if not 0 < discount <= 1:
             raise ValueError(f"discount is {discount} but must be above 0 and at most 1")
         if not 0 <= lambda_ <= 1:

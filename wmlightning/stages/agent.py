@@ -44,8 +44,11 @@ class WorldModelAgent(JointStage, ABC):
         self.world_model.check_spec(spec, name)
 
     def on_fit_start(self) -> None:
-        """Refuses a store whose episodes the world model cannot read."""
+        """Refuses a store whose episodes the world model cannot read, or that was recorded elsewhere."""
         self.world_model.check_store(self.trainer)
+        store = getattr(getattr(self.trainer, "datamodule", None), "store", None)
+        if store is not None:
+            self.environment.check_recorded(store)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and quality of reconstructions on held-out windows, where there are any."""

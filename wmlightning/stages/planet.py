@@ -44,7 +44,7 @@ class PlaNet(WorldModelAgent):
         seed: int = 0,
     ) -> None:
         super().__init__(world_model, environment, seed)
-        if exploration < 0:
+        if not exploration >= 0:
             raise ValueError(f"exploration is {exploration} but is a standard deviation: give 0 or more")
         self.planner, self.exploration = planner, exploration
 

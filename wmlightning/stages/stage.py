@@ -178,20 +178,55 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return checkpoint
 
 
+LAID_OUT_BY = ("groups", "classes", "learn_model")
+"""Settings by which weights, or an optimizer's groups, are laid out without its showing in any weight's shape."""
+OPTIMIZERS = ("learning_rate", "epsilon", "max_norm", "decay")
+"""Endings of settings that an optimizer keeps; see `Stage.say_kept_settings`."""
+
+
 def check_continues(stage: Stage, path: str | Path) -> None:
-    """Refuses a checkpoint that the stage cannot go on from.
+    """Refuses a checkpoint that the stage cannot go on from, and warns of settings that will change.
 
     Raises:
-        ValueError: if it cannot be read, or holds another stage or other sizes.
+        ValueError: if it cannot be read, holds another stage or other sizes, or one with other parts.
     """
     checkpoint = read_checkpoint(path)
-    here, there = recipe_of(stage)["class_path"], checkpoint["recipe"]["class_path"]
+    mine, its = recipe_of(stage), checkpoint["recipe"]
+    here, there = (recipe["class_path"].rpartition(".")[2] for recipe in (mine, its))
     if here != there:
-        here, there = (name.rpartition(".")[2] for name in (here, there))
         raise ValueError(f"{path} holds a {there} but the model here is a {here}: give a checkpoint of this stage")
     wrong = misfit(stage, checkpoint["state_dict"])
     if wrong:
         raise ValueError(f"{wrong.format(f'in {path}')}: give the model the sizes it was begun with, or start anew")
+    changed = []
+    for place, new, old in differences(mine, its):
+        name = place.rpartition(".")[2]
+        if isinstance(new, dict) or isinstance(old, dict) or name in LAID_OUT_BY:
+            old, new = (
+                part.get("class_path", str(part)).rpartition(".")[2] if isinstance(part, dict) else part
+                for part in (old, new)
+            )
+            raise ValueError(
+                f"{place} is {old} in {path} but {new} here: give the model the parts it was begun with, or start anew"
+            )
+        if not name.endswith(OPTIMIZERS):
+            changed.append(f"{place} {old} is now {new}")
+    if changed:
+        rank_zero_warn(f"{path} was begun with other settings, and goes on with those given: {', '.join(changed)}")
+
+
+def differences(here: Any, there: Any, place: str = "model") -> Iterator[tuple[str, Any, Any]]:
+    """Where two recipes differ: the dotted place, and what stands there in each; parts of different classes whole."""
+    if not (isinstance(here, dict) and isinstance(there, dict)):
+        if here != there:
+            yield place, here, there
+    elif here.get("class_path") != there.get("class_path"):
+        yield place, here, there
+    elif "class_path" in here:
+        yield from differences(here["init_args"], there["init_args"], place)
+    else:
+        for key in sorted(here.keys() & there.keys()):
+            yield from differences(here[key], there[key], f"{place}.{key}")
 
 
 def misfit(module: nn.Module, weights: Mapping[str, Tensor]) -> str:

@@ -21,6 +21,7 @@ from wmlightning.networks.images import normalize, quantize
 from wmlightning.objectives.contrastive import Contrastive
 from wmlightning.objectives.divergence import FreeNatsKL, KLLoss
 from wmlightning.objectives.overshooting import Overshooting
+from wmlightning.ranges import above, at_least, below
 from wmlightning.stages.optimization import JointStage, parameter_group
 
 CHUNK = 125
@@ -155,6 +156,12 @@ class WorldModel(JointStage):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
+        at_least(0, reward_scale=reward_scale, cont_scale=cont_scale, contrastive_scale=contrastive_scale)
+        at_least(0, kl_scale=kl_scale, global_prior=global_prior, decay=decay, warmup=warmup)
+        at_least(0, reward_layers=reward_layers, cont_layers=cont_layers)
+        at_least(1, depth=depth, channels=channels, reward_units=reward_units, cont_units=cont_units)
+        above(0, learning_rate=learning_rate, epsilon=epsilon, max_norm=max_norm)
+        below(1, decay=decay)
         self.dynamics, self.kl, self.overshooting = dynamics, kl or FreeNatsKL(), overshooting
         self.reward_scale, self.kl_scale, self.global_prior = reward_scale, kl_scale, global_prior
         self.cont_scale, self.contrastive_scale = cont_scale, contrastive_scale
@@ -298,8 +305,19 @@ class WorldModel(JointStage):
         self.check_store(self.trainer)
 
     def check_store(self, trainer: Any) -> None:
-        """Makes sure that this model can read the episodes of the Trainer's store; ValueError as `check_spec`."""
-        store = getattr(getattr(trainer, "datamodule", None), "store", None)
+        """Makes sure that this model can read the episodes of the Trainer's store, and that windows are long enough.
+
+        Raises:
+            ValueError: if not, as `check_spec`.
+        """
+        source = getattr(trainer, "datamodule", None)
+        store, sampler = getattr(source, "store", None), getattr(getattr(source, "dataset", None), "sampler", None)
+        longest, distance = getattr(sampler, "length", None), getattr(self.overshooting, "distance", 1)
+        if longest is not None and distance > longest:
+            raise ValueError(
+                f"the overshooting distance is {distance} but windows have {longest} rows: take 1 to {longest}, or "
+                "give the sampler a greater length"
+            )
         if store is not None and len(store):
             self.check_spec(store.spec, f"the episodes in {store.path}")
 

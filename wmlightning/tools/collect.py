@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from datamodules.background import InBackground
 from datamodules.episode import Episode
-from datamodules.files import DamagedEpisode, EpisodeName, Reader, with_file
+from datamodules.files import DamagedEpisode, EpisodeName, Reader, check_writable, with_file
 from datamodules.store import EpisodeStore
 from datamodules.writer import EpisodeWriter
 from wmlightning.environments.factory import EnvFactory
@@ -75,7 +76,7 @@ def collect(
             none of policy and agent are given, or nearly every episode is too short.
     """
     started = time.monotonic()
-    acting = check(policy, agent, noise, episodes, seed, num_envs, num_workers)
+    acting = check(path, policy, agent, noise, episodes, seed, num_envs, num_workers)
     store = EpisodeStore(path, compression=compression)
     check_same_collection(store, environment, seed)
     first = 1 + max((name.index for name in store.listing if name.birth < iteration), default=-1)
@@ -122,6 +123,7 @@ def collect(
 
 
 def check(
+    path: str | Path,
     policy: ExplorationPolicy | None,
     agent: str | None,
     noise: ExplorationPolicy | None,
@@ -135,6 +137,7 @@ def check(
     Raises:
         ValueError: unless there is one policy, or one agent, noisy or not, and the numbers make sense.
     """
+    check_writable(Path(path) / "episode.h5")
     at_least(1, episodes=episodes, num_envs=num_envs)
     at_least(0, seed=seed, num_workers=num_workers)
     if (policy is None) == (agent is None):
