@@ -350,6 +350,39 @@ def test_a_dreamers_parts_fit_its_environment(name):
     assert updates % data.updates_per_epoch == 0
 
 
+def test_the_lap_rule_that_is_played_stands_beside_the_score():
+    for changes, rule in ([], "0.95"), (["environment.init_args.kwargs.lap_complete_percent=1.0"], "1.0"):
+        rows = [row.what for row in table_of(read_pipeline("world_models/quickstart", [], changes))]
+        assert f"C  mean return (a lap is {rule} of the tiles)" in rows
+
+
+PAPER = {
+    # Sections 1.2 to 1.6 of the 2018 paper and its code: parameters of V, M and C, and what the runs are made of.
+    "world_models/carracing": ((4_348_547, 422_368, 867), {"population": 64, "episodes": 16}),
+    "world_models/doom": ((4_446_915, None, 1_088), {"population": 64, "episodes": 16}),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_world_models_have_its_sizes(name, tmp_path):
+    sizes, search = PAPER[name]
+    pipeline = read_pipeline(name)
+    counts, controller = [], None
+    with rehearsal():
+        for step in steps_of(pipeline, tmp_path):
+            for words in step.commands:
+                if words[0] == "fit":
+                    stage = CommandLine(words, check=True).model
+                    part = {"CMAESController": "controller"}.get(type(stage).__name__)
+                    controller = stage if part else controller
+                    own = [p for n, p in stage.named_parameters() if not n.startswith("vae.")]
+                    counts.append(stage.controller.size if part else sum(p.numel() for p in own))
+    for found, wanted in zip(counts, sizes, strict=True):
+        assert wanted in (None, found)
+    given = recipe_of(controller)["init_args"]
+    assert {key: given[key] for key in search} == search
+
+
 def test_the_papers_runs_are_as_long_as_their_files_say():
     """Environment steps that are owed in all, the prefill included where it counts."""
     for name, repeat, steps in (("dreamer_v1/dmc", 2, 5e6), ("dreamer_v2/dmc", 2, 2e6), ("dreamer_v2/atari", 4, 2e8)):

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -33,6 +34,8 @@ from wmlightning.tools.compare import verdict
 from wmlightning.tools.pipeline import Step, read_result, run_pipeline, say
 from wmlightning.tools.tables import red
 
+RULE = re.compile(r"action_repeat|time_limit|kwargs\.")
+"""What of an environment stands beside a score."""
 LAUNCHED = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"}
 
 
@@ -272,7 +275,10 @@ def report(numbers: dict[str, Any]) -> None:
     if "mean" not in numbers:
         say(", ".join(f"{name} {value:.6g}" for name, value in numbers.items()))
         return
-    say(f"mean return {numbers['mean']:.1f} +- {numbers['ci95']:.1f} (95%) over {numbers['episodes']} episodes")
+    place = {key.removeprefix("environment."): value for key, value in numbers.items() if "environment." in key}
+    rules = [f"{key.removeprefix('kwargs.')} {value:g}" for key, value in place.items() if RULE.match(key)]
+    said = f"mean return {numbers['mean']:.1f} +- {numbers['ci95']:.1f} (95%) over {numbers['episodes']} episodes"
+    say(f"{said}, rules: {', '.join(rules)}" if rules else said)
     if "dream.mean" in numbers:
         mean, wide, tau = (numbers[f"dream.{key}"] for key in ("mean", "ci95", "temperature"))
         say(f"in its dream: {mean:.1f} +- {wide:.1f} at temperature {tau:g}")

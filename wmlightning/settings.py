@@ -106,17 +106,27 @@ def put(values: dict[str, Any], place: str, value: Any) -> None:
 
 
 def fill(value: Any, names: dict[str, Any]) -> Any:
-    """Replaces `{name}` in every string of a nested value; a string that is nothing else takes the value's own type."""
+    """Replaces `{name}`, or `{name.key.key}`, in every string of a nested value, where there is such a name.
+
+    A string that is nothing else takes the value's own type.
+    """
     if isinstance(value, dict):
         return {key: fill(item, names) for key, item in value.items()}
     if isinstance(value, list):
         return [fill(item, names) for item in value]
     if not isinstance(value, str):
         return value
-    whole = re.fullmatch(r"\{(\w+)\}", value)
-    if whole and whole[1] in names:
-        return copy.deepcopy(names[whole[1]])
-    return re.sub(r"\{(\w+)\}", lambda found: str(names.get(found[1], found[0])), value)
+
+    def meant(found: re.Match[str]) -> Any:
+        place: Any = names
+        for key in found[1].split("."):
+            if not isinstance(place, dict) or key not in place:
+                return found[0]
+            place = place[key]
+        return place
+
+    whole = re.fullmatch(r"\{([\w.]+)\}", value)
+    return copy.deepcopy(meant(whole)) if whole else re.sub(r"\{([\w.]+)\}", lambda found: str(meant(found)), value)
 
 
 def read_pipeline(

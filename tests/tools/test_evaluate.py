@@ -140,3 +140,12 @@ def test_a_random_policy_can_be_evaluated_like_an_agent(environment):
     agent = Always([0.0, 0.0])
     agent.policy = lambda explore: HeldActionsPolicy(2)
     assert len(evaluate(agent, environment, episodes=3)["returns"]) == 3
+
+
+def test_another_place_than_the_agent_was_trained_in_is_said(environment):
+    agent = Always([1.0, 0.0])
+    agent.environment = EnvFactory("wmlightning/DummyPixels-v0", action_repeat=2, size=16)
+    with pytest.warns(
+        UserWarning, match="trained: environment.action_repeat 2 is now 1, environment.time_limit None is"
+    ):
+        evaluate(agent, environment, episodes=2)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from datamodules.files import check_writable, write_atomically
@@ -18,7 +19,7 @@ from wmlightning.interfaces import Policy
 from wmlightning.planners.cem import CEM
 from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded, recipe_of
-from wmlightning.stages.stage import load
+from wmlightning.stages.stage import differences, load
 from wmlightning.tools.compare import compare_with, read_curves, run_curve, same_task
 from wmlightning.tools.controllers import check_planner, milliseconds_per_action, planning
 
@@ -153,7 +154,12 @@ def check(
         raise ValueError(
             f"a {type(agent).__name__} does not act: evaluate the checkpoint of a controller, a PlaNet or a Dreamer"
         )
-    environment = environment or getattr(agent, "environment", None)
+    own = getattr(agent, "environment", None)
+    if environment is not None and own is not None:
+        changed = differences(recipe_of(environment), recipe_of(own), "environment")
+        if told := [f"{place} {old} is now {new}" for place, new, old in changed]:
+            rank_zero_warn(f"this is not where the agent was trained: {', '.join(told)}")
+    environment = environment or own
     if environment is None:
         raise ValueError("there is no environment to play in: name one, --environment.id=CarRacing-v3")
     if curves is not None:
