@@ -205,6 +205,22 @@ def test_going_on_with_another_learning_rate_is_warned_of(checkpoint, config):
         assert main(words) == 0
 
 
+@pytest.mark.parametrize(
+    "words", [["fit", "-c", "world_models/vae.yaml", "--trainer.max_step=1"], ["evaluate", "x.ckpt", "--episode=3"]]
+)
+def test_the_beginning_of_an_option_is_no_option(words, capsys):
+    assert main(words) == 2
+    assert words[-1] in capsys.readouterr().err
+
+
+def test_a_collection_into_a_place_that_cannot_be_written_is_refused_before_it_plays(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "episodes"
+    assert main(["collect", "-c", "world_models/collect.yaml", "--path", str(place), "--episodes", "1"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "cannot be written" in line
+
+
 def test_a_checkpoint_that_a_fit_cannot_go_on_from_is_one_line(checkpoint, config, tmp_path, capsys):
     saved = torch.load(checkpoint, weights_only=True)
     (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:5000])

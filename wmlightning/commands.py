@@ -114,6 +114,7 @@ def execute(words: list[str]) -> dict[str, Any]:
 def typed(program: str, *words: str) -> str:
     """A command line as it can be typed here: with the program's folder where that is not on the PATH."""
     beside = Path(sys.executable).parent / program
+    beside = beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
     return shlex.join([program if shutil.which(program) or not beside.exists() else str(beside), *words])
 
 

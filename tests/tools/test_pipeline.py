@@ -15,6 +15,7 @@ from pipeline_support import Commands, in_child, weights
 
 from wmlightning.__main__ import main
 from wmlightning.claim import claim_folder
+from wmlightning.commands import typed
 from wmlightning.settings import read_pipeline
 from wmlightning.tools.pipeline import Step, run_pipeline
 from wmlightning.tools.tables import Comparison, format_table
@@ -194,7 +195,7 @@ def test_a_run_asked_to_stop_saves_says_how_to_go_on_and_does_not_exit_with_0(nu
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == 130
-    assert f"go on with: wmlightning run {tiny} --out {out} {' '.join(changes)}" in capfd.readouterr().out
+    assert f"wmlightning run {tiny} --out {out} {' '.join(changes)}" in capfd.readouterr().out
     assert torch.load(out / "vae" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > 0
 
 
@@ -216,6 +217,28 @@ def test_a_folder_made_with_other_settings_is_refused_in_one_line(tiny, undistur
 def test_the_settings_in_the_folder_are_a_pipeline_too(undisturbed, capsys):
     assert main(["run", str(undisturbed / "config.yaml"), "--out", str(undisturbed)]) == 0
     assert capsys.readouterr().out.count("finished before") == 6
+
+
+def test_a_name_that_has_been_filled_in_can_no_longer_be_set(undisturbed, tmp_path, capsys):
+    words = ["run", str(undisturbed / "config.yaml"), "--out", str(tmp_path / "run"), "--set", "seed=7"]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "seed" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_command_is_printed_as_it_can_be_typed(tmp_path, monkeypatch):
+    for name in ("python", "tensorboard"):
+        (tmp_path / "venv/bin" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "venv/bin" / name).touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "venv/bin/python"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert typed("tensorboard", "--logdir", "a b") == f"{tmp_path}/venv/bin/tensorboard --logdir 'a b'"
+    monkeypatch.chdir(tmp_path)
+    assert typed("tensorboard") == "venv/bin/tensorboard"
+    monkeypatch.setenv("PATH", str(tmp_path / "venv/bin"))
+    assert typed("tensorboard") == "tensorboard"
+    assert typed("elsewhere") == "elsewhere"
 
 
 def test_settings_of_a_stage_that_has_not_begun_may_still_change(tiny, tmp_path):
