@@ -441,6 +441,6 @@ def test_the_run_leaves_what_the_readme_says(run):
         assert (run / stage / "result.json").exists()
         assert list((run / stage / "tensorboard").glob("events*"))
     assert (run / "evaluate" / "driving.gif").exists()
-    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["stages"]["collect"]["set"]["seed"] == 0
     assert main(["data", "verify", str(run / "episodes")]) == 0
     assert main(["data", "verify", str(run / "codes")]) == 0

@@ -40,6 +40,12 @@ class Overshot(NamedTuple):
         return self.loss[..., first - 1 :].mean(-1)
 
 
+def check_distance(distance: int, rows: int) -> None:
+    """Makes sure that windows of so many rows reach so far; ValueError if not."""
+    if not 1 <= distance <= rows:
+        raise ValueError(f"the overshooting distance is {distance} but windows have {rows} rows: take 1 to {rows}")
+
+
 def multi_step_priors(
     dynamics: Any,
     posterior: State,
@@ -57,8 +63,7 @@ def multi_step_priors(
         ValueError: if the distance is not between 1 and T.
     """
     rows, time = is_first.shape
-    if not 1 <= distance <= time:
-        raise ValueError(f"the overshooting distance is {distance} but windows have {time} rows: take 1 to {time}")
+    check_distance(distance, time)
     before, gone = dynamics.initial(rows), is_first[..., None]
     deter, stoch = (
         torch.cat([first[:, None], rest[:, :-1]], 1).masked_fill(gone, 0.0)

@@ -20,7 +20,7 @@ from wmlightning.networks.heads import ContHead, RewardHead
 from wmlightning.networks.images import normalize, quantize
 from wmlightning.objectives.contrastive import Contrastive
 from wmlightning.objectives.divergence import FreeNatsKL, KLLoss
-from wmlightning.objectives.overshooting import Overshooting
+from wmlightning.objectives.overshooting import Overshooting, check_distance
 from wmlightning.ranges import above, at_least, below
 from wmlightning.stages.optimization import JointStage, parameter_group
 
@@ -305,19 +305,11 @@ class WorldModel(JointStage):
         self.check_store(self.trainer)
 
     def check_store(self, trainer: Any) -> None:
-        """Makes sure that this model can read the episodes of the Trainer's store, and that windows are long enough.
-
-        Raises:
-            ValueError: if not, as `check_spec`.
-        """
+        """Makes sure that windows are long enough and that this model can read the episodes; raises as `check_spec`."""
         source = getattr(trainer, "datamodule", None)
         store, sampler = getattr(source, "store", None), getattr(getattr(source, "dataset", None), "sampler", None)
-        longest, distance = getattr(sampler, "length", None), getattr(self.overshooting, "distance", 1)
-        if longest is not None and distance > longest:
-            raise ValueError(
-                f"the overshooting distance is {distance} but windows have {longest} rows: take 1 to {longest}, or "
-                "give the sampler a greater length"
-            )
+        if self.overshooting is not None and (length := getattr(sampler, "length", None)) is not None:
+            check_distance(self.overshooting.distance, length)
         if store is not None and len(store):
             self.check_spec(store.spec, f"the episodes in {store.path}")
 
