@@ -366,17 +366,11 @@ PAPER = {
 @pytest.mark.parametrize("name", PAPER)
 def test_the_papers_world_models_have_its_sizes(name, tmp_path):
     sizes, search = PAPER[name]
-    pipeline = read_pipeline(name)
-    counts, controller = [], None
     with rehearsal():
-        for step in steps_of(pipeline, tmp_path):
-            for words in step.commands:
-                if words[0] == "fit":
-                    stage = CommandLine(words, check=True).model
-                    part = {"CMAESController": "controller"}.get(type(stage).__name__)
-                    controller = stage if part else controller
-                    own = [p for n, p in stage.named_parameters() if not n.startswith("vae.")]
-                    counts.append(stage.controller.size if part else sum(p.numel() for p in own))
+        commands = [words for step in steps_of(read_pipeline(name), tmp_path) for words in step.commands]
+        *learners, controller = [CommandLine(words, check=True).model for words in commands if words[0] == "fit"]
+    counts = [sum(p.numel() for n, p in stage.named_parameters() if not n.startswith("vae.")) for stage in learners]
+    counts.append(controller.controller.size)
     for found, wanted in zip(counts, sizes, strict=True):
         assert wanted in (None, found)
     given = recipe_of(controller)["init_args"]
