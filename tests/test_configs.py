@@ -1,6 +1,7 @@
 """Every YAML that ships builds, prints its help and takes one step; what it trains loads and acts."""
 
 import json
+import re
 import shlex
 import shutil
 from functools import cache
@@ -18,8 +19,8 @@ from wmlightning.callbacks.debts import Ledger
 from wmlightning.cli import CommandLine
 from wmlightning.commands import check
 from wmlightning.recipes import recipe_of
+from wmlightning.rehearsal import rehearsal
 from wmlightning.settings import read_config, read_pipeline, steps_of, sweep_of, table_of
-from wmlightning.stages.stage import rehearsal
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
@@ -72,10 +73,24 @@ def test_a_pipeline_is_commands_that_could_be_typed(name, capsys):
             check(shlex.split(line))
 
 
-def test_a_slip_in_the_last_stage_stops_a_pipeline_before_its_first(tmp_path, capsys):
+HELD = json.dumps({"class_path": "HeldActionsPolicy", "init_args": {"action_size": 2}})
+SLIPS = {
+    "evaluate.episodez=3": "episodez",
+    "mdn_rnn.model.dynamics.init_args.action_size=2": "stage mdn_rnn: .*/codes: actions have 3 .*action_size=3",
+    "vae.model.init_args.channels=1": r"stage vae: .*/episodes have uint8 images of \(64, 64, 3\) .*set channels to 3",
+    "environment.init_args.size=96": "stage vae: .*record images of 64x64",
+    "vae.data.init_args.validation_fraction=0": "stage vae: a test .*validation_fraction is 0",
+    f"collect.policy={HELD}": "stage collect: policy acts with 2 numbers but CarRacing-v3 takes 3",
+    f"evaluate.baselines.random={HELD}": "stage evaluate: baseline random acts with 2 numbers",
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_in_any_stage_stops_a_pipeline_before_its_first(slip, tmp_path, capsys):
     out = tmp_path / "run"
-    assert main(["run", "world_models/quickstart", "--out", str(out), "--set", "evaluate.episodez=3"]) == 2
-    assert "episodez" in capsys.readouterr().err
+    assert main(["run", "world_models/quickstart", "--out", str(out), "--set", slip]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(SLIPS[slip], line)
     assert not out.exists()
 
 

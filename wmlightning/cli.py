@@ -18,13 +18,16 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from datamodules.files import write_atomically
+from datamodules.datamodule import EpisodeDataModule
+from datamodules.files import check_writable, write_atomically
+from wmlightning.callbacks.codes import CodeWriter
 from wmlightning.callbacks.guards import StopOnNonFinite, WarnOfCollapse
 from wmlightning.callbacks.lines import ProgressLines
 from wmlightning.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from wmlightning.errors import one_line
+from wmlightning.rehearsal import promise
 from wmlightning.settings import find_config, options
-from wmlightning.stages.stage import Stage, check_continues, load, stand_in
+from wmlightning.stages.stage import Stage, check_continues, load
 
 ROOMS = ("distributions", "objectives", "dynamics", "environments", "policies", "stages", "callbacks")
 for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
@@ -140,9 +143,21 @@ class CommandLine(LightningCLI):
             name = type(self.model).__name__
             raise ValueError(f"a {name} has no {step}, so `{self.subcommand}` can do nothing: give it another stage")
         self.trainer = self.instantiate_trainer()
-        if self.check and self.subcommand == "fit":
+        if self.check:
+            self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Checks what can be checked without data, and promises what the command will leave."""
+        if self.subcommand == "fit":
             self.model.configure_optimizers()
-            stand_in(LastCheckpoint.path(self.trainer), self.model)
+            self.model.check_parts()
+            self.model.check_data(self.datamodule)
+            promise(LastCheckpoint.path(self.trainer), self.model)
+        elif self.subcommand == "test" and getattr(self.datamodule, "validation_fraction", None) == 0:
+            raise ValueError("a test is made on what is held out but data.validation_fraction is 0: hold some out")
+        for writer in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(writer, CodeWriter) and isinstance(self.datamodule, EpisodeDataModule):
+                writer.rehearse(self.model, self.datamodule.path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer: logger and last checkpoint under `default_root_dir` (`runs/<stage>`), and the guards."""
@@ -173,6 +188,7 @@ class CommandLine(LightningCLI):
                 f"{last} is there already: continue it with --ckpt_path={last}, or train into another "
                 "--trainer.default_root_dir"
             )
+        check_writable(last)
 
     def after_fit(self) -> None:
         """Saves the untrained model of a fit of 0 steps, which no hook does."""

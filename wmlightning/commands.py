@@ -27,8 +27,8 @@ from wmlightning.allocator import keep_freed_memory
 from wmlightning.claim import claim_folder
 from wmlightning.cli import TRAINING, CommandLine, with_found_configs
 from wmlightning.errors import clean_warnings, last_words
+from wmlightning.rehearsal import rehearsal
 from wmlightning.settings import loop_of, read_pipeline, steps_of, sweep_of, table_of
-from wmlightning.stages.stage import rehearsal
 from wmlightning.tools import data
 from wmlightning.tools.compare import verdict
 from wmlightning.tools.pipeline import Step, read_result, run_pipeline, say

@@ -163,7 +163,10 @@ def read_pipeline(
             if not isinstance(pipeline[key] or {}, dict):
                 raise ValueError(f"{key} of {config} is {pipeline[key]!r}: write a mapping of names to stages")
             pipeline[key] = {name: stage for name, stage in (pipeline[key] or {}).items() if stage is not None}
-    for name, stage in [*pipeline["stages"].items(), *pipeline.get("loop", {}).items()]:
+    loop = pipeline.get("loop", {})
+    for name, stage in [*pipeline["stages"].items(), *loop.items()]:
+        if name in loop and isinstance(stage, dict) and "command" not in stage:
+            raise ValueError(f"stage {name} of {config} is in its loop: write what changes it under loop, not stages")
         _check_stage(f"stage {name} of {config}", stage)
         config_files = stage.get("config") or []
         stage["config"] = [config_files] if isinstance(config_files, str) else list(config_files)

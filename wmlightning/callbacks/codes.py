@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from datamodules.datamodule import EpisodeDataModule
 from datamodules.datasets import WholeEpisode
 from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
+from wmlightning.rehearsal import promise, promised
 from wmlightning.stages.codes import foreign_codes
 from wmlightning.stages.vae import VAE
 
@@ -47,8 +49,8 @@ class CodeWriter(BasePredictionWriter):
         """Looks at what was written before."""
         # Of interest to writers that number their predictions by sample; ours come with the episode's own number.
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
-        if not isinstance(pl_module, VAE):
-            raise ValueError(f"CodeWriter writes what V predicts, not a {type(pl_module).__name__}: predict with a VAE")
+        _check_writes(pl_module)
+        assert isinstance(pl_module, VAE)
         self._fingerprint = pl_module.fingerprint()
         self._store = EpisodeStore(self.path)
         if self.stale == "refuse" or trainer.is_global_zero:
@@ -65,6 +67,14 @@ class CodeWriter(BasePredictionWriter):
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, EpisodeDataModule):
             data.predicted = self._present  # their images need not be read
+
+    def rehearse(self, vae: Any, images: str) -> None:
+        """Makes sure that it is V that predicts, and promises its codes where its images are promised."""
+        _check_writes(vae)
+        spec = promised(images)
+        if spec is not None:
+            shape = (vae.latent_size,), "float16"
+            promise(self.path, replace(spec, observation={"mean": shape, "logvar": shape}))
 
     def write_on_batch_end(
         self,
@@ -87,3 +97,8 @@ class CodeWriter(BasePredictionWriter):
         )
         assert self._store is not None
         self._store.append(episode, batch.index, batch.rank, batch.birth, batch.part)
+
+
+def _check_writes(stage: Any) -> None:
+    if not isinstance(stage, VAE):
+        raise ValueError(f"CodeWriter writes what V predicts, not a {type(stage).__name__}: predict with a VAE")

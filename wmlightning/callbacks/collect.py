@@ -120,12 +120,8 @@ class Collect(BetweenEpochs):
             )
         place = self.environment or own
         for name, policy in (("prefill_policy", self.prefill_policy), ("policy", self.policy)):
-            size = getattr(policy, "action_size", None)
-            if place is not None and size not in (None, place.spec.action_size):
-                raise ValueError(
-                    f"Collect's {name} acts with {size} numbers but {place.id} takes {place.spec.action_size}: set its "
-                    f"action_size to {place.spec.action_size}"
-                )
+            if place is not None:
+                place.check_policy(policy, f"Collect's {name}")
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Sets aside what the run does not know, before anybody reads."""

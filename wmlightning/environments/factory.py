@@ -99,6 +99,22 @@ class EnvFactory(Recorded):
         arguments = self._vector_arguments(num_envs, num_workers, 120.0)
         return PartedVectorEnv(*arguments, max_segment=max_segment, seed_of=seed_of, first=first)
 
+    def check_policy(self, policy: Any, what: str) -> None:
+        """Makes sure that a policy acts with as many numbers as the environment takes, where it says with how many.
+
+        Args:
+            policy: has perhaps an `action_size`; None is taken.
+            what: names it in the error.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        size, wanted = getattr(policy, "action_size", None), self.spec.action_size
+        if size not in (None, wanted):
+            raise ValueError(
+                f"{what} acts with {size} numbers but {self.id} takes {wanted}: set its action_size to {wanted}"
+            )
+
     def check_recorded(self, store: EpisodeStore) -> None:
         """Makes sure that a store's first episode was recorded here, as far as it tells.
 

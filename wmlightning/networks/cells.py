@@ -40,7 +40,7 @@ class LSTM(nn.Module):
         cell: Float[Tensor, "rows hidden"],
     ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]]:
         """One step of time: `project(x)` (N, 4 * hidden), h and c (N, hidden) to the next h and c."""
-        gates = projected + functional.linear(hidden, self.hidden_weight)
+        gates = torch.addmm(projected, hidden, self.hidden_weight.t())
         enter, keep, new, leave = gates.chunk(4, -1)
         cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
         return leave.sigmoid() * cell.tanh(), cell
@@ -58,7 +58,9 @@ class LSTM(nn.Module):
             The next [h, c], shape (N, 2 * hidden).
         """
         hidden, cell = memory.chunk(2, -1)
-        gates = self.project(inputs).add_(functional.linear(hidden, self.hidden_weight))
+        gates = self.project(inputs)
+        # Mixed precision does not look into what is done in place.
+        gates.addmm_(hidden.to(gates.dtype), self.hidden_weight.t().to(gates.dtype))
         enter, keep, new, leave = gates.chunk(4, -1)
         after = torch.empty_like(memory)
         next_hidden, next_cell = after.chunk(2, -1)

@@ -1,6 +1,7 @@
 """What agents with a world model have in common around what they learn."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from datamodules.episode import Batch, Spec
 from wmlightning.environments.factory import EnvFactory
@@ -31,22 +32,19 @@ class WorldModelAgent(JointStage, ABC):
 
     def setup(self, stage: str) -> None:
         """Refuses an environment that does not fit."""
-        if stage != "fit":
-            return
+        if stage == "fit":
+            self.check_parts()
+
+    def check_parts(self) -> None:
+        """The environment must suit the actor, the dynamics and the encoder."""
         spec, name = self.environment.spec, self.environment.id
         self.check_actions(spec, name)
-        if spec.action_size != self.world_model.dynamics.action_size:
-            raise ValueError(
-                f"actions of {name} have {spec.action_size} numbers but the dynamics expect "
-                f"{self.world_model.dynamics.action_size}: set model.world_model.dynamics.action_size to "
-                f"{spec.action_size}"
-            )
         self.world_model.check_spec(spec, name)
 
-    def on_fit_start(self) -> None:
-        """Refuses a store whose episodes the world model cannot read, or that was recorded elsewhere."""
-        self.world_model.check_store(self.trainer)
-        store = getattr(getattr(self.trainer, "datamodule", None), "store", None)
+    def check_data(self, data: Any) -> None:
+        """The world model must be able to read the episodes, and they must have been recorded in the environment."""
+        self.world_model.check_data(data)
+        store = getattr(data, "store", None)
         if store is not None:
             self.environment.check_recorded(store)
 

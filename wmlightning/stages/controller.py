@@ -203,7 +203,7 @@ class CMAESController(Stage):
         # V and M rest in evaluation mode on purpose; a checkpoint after the step is the one that continues exactly.
         warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
-        self._check_actions()
+        self.check_parts()
         self.games.prepare()
 
     def on_fit_end(self) -> None:
@@ -252,7 +252,8 @@ class CMAESController(Stage):
         for logger in self.loggers:
             logger.log_metrics({"controller/evaluated_return": mean_return}, step=int(self.steps_played))
 
-    def _check_actions(self) -> None:
+    def check_parts(self) -> None:
+        """The environment's actions must be those that M was trained on."""
         size, known = self.environment.spec.action_size, self.model.dynamics.action_size
         if size != known:
             raise ValueError(
@@ -261,6 +262,6 @@ class CMAESController(Stage):
             )
 
     def _policy_of(self, candidates: Tensor) -> LatentPolicy:
-        self._check_actions()
+        self.check_parts()
         theta = candidates.to(self.controller.theta)
         return LatentPolicy(self.model, self.controller, theta, self.environment.spec.discrete)

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal
 from torchmetrics import MeanMetric, MeanSquaredError
 
-from datamodules.episode import Batch
+from datamodules.episode import Batch, Spec
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.dynamics.state import State
 from wmlightning.ranges import above
 from wmlightning.recipes import build_recipe, recipe_of
+from wmlightning.rehearsal import promised
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.codes import check_codes
 from wmlightning.stages.foresight import CopyBaseline, predictions_ahead
 from wmlightning.stages.heads import MemoryHeads
+from wmlightning.stages.specs import check_action_size
 from wmlightning.stages.stage import Stage, loaded, warm_start
 from wmlightning.stages.vae import VAE
 
@@ -242,15 +244,24 @@ class MDNRNN(Stage):
         """Begins without a carried memory; a checkpoint that has one is read after this."""
         self._carried = None
 
-    def on_fit_start(self) -> None:
-        """Refuses codes that another V wrote, and actions of another kind than the head predicts."""
-        store = getattr(getattr(self.trainer, "datamodule", None), "store", None)
-        if store is None or not len(store):
-            return
-        check_codes(store, self.vae.fingerprint())
-        if "action" in self.heads.layers and self.heads.discrete != store.spec.discrete:
-            kind, other = ("discrete", "continuous") if store.spec.discrete else ("continuous", "discrete")
-            raise ValueError(f"action_head is {other} but the actions in {store.path} are {kind}: set it to {kind}")
+    def check_data(self, data: Any) -> None:
+        """Refuses codes that another V wrote, beside episodes of other sizes."""
+        super().check_data(data)
+        store = getattr(data, "store", None)
+        if store is not None and promised(store.path) is None:
+            check_codes(store, self.vae.fingerprint())
+
+    def check_spec(self, spec: Spec, what: str) -> None:
+        """V's codes, or images that V can encode; actions as the memory takes them and as their head predicts them."""
+        if "mean" not in spec.observation:
+            self.vae.check_spec(spec, what)
+        elif spec.observation["mean"][0] != (self.vae.latent_size,):
+            found = spec.observation["mean"][0]
+            raise ValueError(f"{what} have codes of {found} but V's are ({self.vae.latent_size},): give M that V")
+        check_action_size(spec.action_size, self.dynamics.action_size, what)
+        if "action" in self.heads.layers and self.heads.discrete != spec.discrete:
+            kind, other = ("discrete", "continuous") if spec.discrete else ("continuous", "discrete")
+            raise ValueError(f"action_head is {other} but the actions of {what} are {kind}: set it to {kind}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the memory that every process carries, if it does."""
@@ -340,8 +351,4 @@ class MDNRNN(Stage):
     def _check(self, batch: Batch) -> None:
         if batch.shape[1] < 2:
             raise ValueError("windows of one row leave nothing to predict: use WindowDataset with a length above 1")
-        if batch.action.shape[-1] != self.dynamics.action_size:
-            raise ValueError(
-                f"actions have {batch.action.shape[-1]} numbers but the memory expects {self.dynamics.action_size}: "
-                f"give dynamics action_size={batch.action.shape[-1]}"
-            )
+        check_action_size(batch.action.shape[-1], self.dynamics.action_size, "the batch")

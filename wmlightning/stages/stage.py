@@ -1,9 +1,7 @@
 """What every stage shares: noise that resumes exactly, checkpoints that rebuild themselves, clipping, and loading."""
 
-import contextlib
 import itertools
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from datamodules.episode import Spec
 from wmlightning.recipes import Recorded, build_recipe, recipe_of
+from wmlightning.rehearsal import promised
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.progress import PER_EPOCH, settle_progress
-
-_REHEARSALS: list[dict[str, "Stage"]] = []
 
 
 class Stage(Recorded, lightning.LightningModule):
@@ -40,6 +38,40 @@ class Stage(Recorded, lightning.LightningModule):
         """Batches processed since training began, resumes included: the number that all learning noise is named by."""
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         return progress.total.processed
+
+    def on_fit_start(self) -> None:
+        """Refuses data that this stage cannot learn from."""
+        self.check_data(getattr(self.trainer, "datamodule", None))
+
+    def check_parts(self) -> None:
+        """Raises ValueError, in one line that says what to do, if parts of this stage do not fit one another."""
+
+    def check_data(self, data: Any) -> None:
+        """Makes sure that this stage can learn from these data, as far as the first episode, or a promise, tells.
+
+        Args:
+            data: a datamodule, of ours if it is to be looked at; None is taken.
+
+        Raises:
+            ValueError: if it cannot, in one line that says what to do.
+        """
+        store = getattr(data, "store", None)
+        if store is None:
+            return
+        spec = promised(store.path) or (store.spec if len(store) else None)
+        if spec is not None:
+            self.check_spec(spec, f"the episodes in {store.path}")
+
+    def check_spec(self, spec: Spec, what: str) -> None:
+        """Makes sure that this stage can read such observations and actions; by default it can read all.
+
+        Args:
+            spec: of a store or of an environment.
+            what: names it in the error.
+
+        Raises:
+            ValueError: if it cannot, in one line that says what to do.
+        """
 
     def on_train_start(self) -> None:
         """Says so where a resumed optimizer's settings, which win, are not the ones asked for."""
@@ -129,9 +161,9 @@ def load(path: str | Path, map_location: Any = "cpu") -> Stage:
     Raises:
         ValueError: if the file is missing or is no checkpoint of ours, in one line that says what to do.
     """
-    for stages in _REHEARSALS:
-        if os.path.abspath(path) in stages:
-            return stages[os.path.abspath(path)]
+    stage = promised(path)
+    if isinstance(stage, Stage):
+        return stage
     checkpoint = read_checkpoint(path, map_location)
     stage = build_recipe(checkpoint["recipe"])
     wrong = misfit(stage, checkpoint["state_dict"])
@@ -142,22 +174,6 @@ def load(path: str | Path, map_location: Any = "cpu") -> Stage:
         )
     stage.load_state_dict(checkpoint["state_dict"])
     return stage.eval()
-
-
-@contextlib.contextmanager
-def rehearsal() -> Iterator[None]:
-    """While it lasts, `load` gives what `stand_in` named instead of checkpoints that are not written yet."""
-    _REHEARSALS.append({})
-    try:
-        yield
-    finally:
-        _REHEARSALS.pop()
-
-
-def stand_in(path: Path, stage: Stage) -> None:
-    """Lets an untrained stage stand in for the checkpoint that it will leave, if this is a rehearsal."""
-    if _REHEARSALS:
-        _REHEARSALS[-1][os.path.abspath(path)] = stage
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -11,10 +11,11 @@ from torchmetrics import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from datamodules.datasets import WholeEpisode
-from datamodules.episode import Batch
+from datamodules.episode import Batch, Spec
 from wmlightning.networks.conv import ConvDecoder, ConvEncoder
 from wmlightning.networks.images import normalize
 from wmlightning.ranges import above, at_least
+from wmlightning.stages.specs import check_images
 from wmlightning.stages.stage import Stage, warm_start
 
 COLOUR_BATCHES = 10
@@ -70,7 +71,8 @@ class VAE(Stage):
         above(0, learning_rate=learning_rate)
         at_least(1, latent_size=latent_size, channels=channels, depth=depth)
         at_least(0, kl_tolerance=kl_tolerance)
-        self.latent_size, self.kl_tolerance, self.learning_rate = latent_size, kl_tolerance, learning_rate
+        self.latent_size, self.channels = latent_size, channels
+        self.kl_tolerance, self.learning_rate = kl_tolerance, learning_rate
         self.mean_colour = mean_colour and start is None
         self.encoder = ConvEncoder(channels, depth)
         self.code = nn.Linear(self.encoder.size, 2 * latent_size)
@@ -96,6 +98,10 @@ class VAE(Stage):
         """Codes (..., latent_size) to images in [0, 1], (..., H, W, C)."""
         image = torch.sigmoid(self.decoder(code.reshape(-1, self.latent_size))).permute(0, 2, 3, 1)
         return image.reshape(*code.shape[:-1], *image.shape[1:])
+
+    def check_spec(self, spec: Spec, what: str) -> None:
+        """Images of 64x64 and as many channels."""
+        check_images(spec, what, self.channels, "channels")
 
     def learn(self, batch: Batch, noise: Float[Tensor, "images latent"] | None = None) -> dict[str, Tensor]:
         """The parts of the loss, each a mean over the B * T images of the batch.

@@ -23,6 +23,7 @@ from wmlightning.objectives.divergence import FreeNatsKL, KLLoss
 from wmlightning.objectives.overshooting import Overshooting, check_distance
 from wmlightning.ranges import above, at_least, below
 from wmlightning.stages.optimization import JointStage, parameter_group
+from wmlightning.stages.specs import check_action_size, check_images
 
 CHUNK = 125
 """Images that go through the convolutions at a time on a CPU: what they need then stays in memory that is kept."""
@@ -248,8 +249,7 @@ class WorldModel(JointStage):
 
     def observe(self, batch: Batch, noise: Noise | None = None) -> Observed:
         """Posterior and prior of every row of a batch; arguments and errors as of `learn`."""
-        if batch.action.shape[-1] != self.dynamics.action_size:
-            raise ValueError(_wrong_action_size(batch.action.shape[-1], self.dynamics.action_size))
+        check_action_size(batch.action.shape[-1], self.dynamics.action_size, "the batch")
         uniform, normal = noise or (None, None)
         pixels = self._pixels(batch.observation["image"], uniform)
         embeds = self._embed(pixels).unflatten(0, batch.shape)
@@ -300,38 +300,17 @@ class WorldModel(JointStage):
         learning = self.learning_rate, self.epsilon, self.max_norm, self.decay
         return {"world_model": parameter_group(self, *learning)}
 
-    def on_fit_start(self) -> None:
-        """Refuses a store whose episodes this model cannot read."""
-        self.check_store(self.trainer)
-
-    def check_store(self, trainer: Any) -> None:
-        """Makes sure that windows are long enough and that this model can read the episodes; raises as `check_spec`."""
-        source = getattr(trainer, "datamodule", None)
-        store, sampler = getattr(source, "store", None), getattr(getattr(source, "dataset", None), "sampler", None)
-        if self.overshooting is not None and (length := getattr(sampler, "length", None)) is not None:
+    def check_data(self, data: Any) -> None:
+        """Also makes sure that windows are long enough for the overshooting."""
+        length = getattr(getattr(getattr(data, "dataset", None), "sampler", None), "length", None)
+        if self.overshooting is not None and length is not None:
             check_distance(self.overshooting.distance, length)
-        if store is not None and len(store):
-            self.check_spec(store.spec, f"the episodes in {store.path}")
+        super().check_data(data)
 
     def check_spec(self, spec: Spec, what: str) -> None:
-        """Makes sure that this model can read such observations and actions.
-
-        Args:
-            spec: of a store or of an environment.
-            what: names it in the error.
-
-        Raises:
-            ValueError: if it cannot, in one line that says what to do.
-        """
-        shape, kind = spec.observation.get("image", ((), ""))
-        if tuple(shape) != (64, 64, self.channels) or kind != "uint8":
-            found = f"{kind} images of {tuple(shape)}" if shape else f"{', '.join(spec.observation)} but no image"
-            other_size = tuple(shape)[:2] != (64, 64)
-            cure = "record images of 64x64" if other_size else f"set world_model.channels to {shape[-1]}"
-            wanted = f"uint8 (64, 64, {self.channels})"
-            raise ValueError(f"{what} have {found} but the world model reads {wanted}: {cure}")
-        if spec.action_size != self.dynamics.action_size:
-            raise ValueError(f"{what}: " + _wrong_action_size(spec.action_size, self.dynamics.action_size))
+        """Images of 64x64, as many channels, and actions as the dynamics take them."""
+        check_images(spec, what, self.channels, "world_model.channels")
+        check_action_size(spec.action_size, self.dynamics.action_size, what)
 
     def _pixels(self, image: Tensor, noise: Tensor | None) -> Tensor:
         return quantize(image, noise) if self.dequantises else normalize(image, -0.5)
@@ -342,7 +321,3 @@ class WorldModel(JointStage):
     @staticmethod
     def _chunk(images: Tensor) -> int:
         return CHUNK if images.device.type == "cpu" else len(images)
-
-
-def _wrong_action_size(found: int, wanted: int) -> str:
-    return f"actions have {found} numbers but the dynamics expect {wanted}: give dynamics action_size={found}"

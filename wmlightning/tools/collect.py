@@ -21,6 +21,7 @@ from wmlightning.interfaces import Policy
 from wmlightning.policies.exploration import ExplorationPolicy
 from wmlightning.policies.noisy import NoisyPolicy
 from wmlightning.ranges import at_least
+from wmlightning.rehearsal import promise
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.stage import load
 
@@ -76,7 +77,7 @@ def collect(
             none of policy and agent are given, or nearly every episode is too short.
     """
     started = time.monotonic()
-    acting = check(path, policy, agent, noise, episodes, seed, num_envs, num_workers)
+    acting = check(environment, path, policy, agent, noise, episodes, seed, num_envs, num_workers)
     store = EpisodeStore(path, compression=compression)
     check_same_collection(store, environment, seed)
     first = 1 + max((name.index for name in store.listing if name.birth < iteration), default=-1)
@@ -123,6 +124,7 @@ def collect(
 
 
 def check(
+    environment: EnvFactory,
     path: str | Path,
     policy: ExplorationPolicy | None,
     agent: str | None,
@@ -140,6 +142,9 @@ def check(
     check_writable(Path(path) / "episode.h5")
     at_least(1, episodes=episodes, num_envs=num_envs)
     at_least(0, seed=seed, num_workers=num_workers)
+    promise(path, environment.spec)
+    for name, part in (("policy", policy), ("noise", noise)):
+        environment.check_policy(part, name)
     if (policy is None) == (agent is None):
         raise ValueError("a collection wants either a policy or an agent: give one of them, --policy or --agent")
     if policy is not None:

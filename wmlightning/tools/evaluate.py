@@ -77,7 +77,19 @@ def evaluate(
     """
     checkpoint = agent
     agent, environment = check(
-        agent, environment, episodes, seed, num_envs, num_workers, json, video, planner, compare, also, picture
+        agent,
+        environment,
+        episodes,
+        seed,
+        num_envs,
+        num_workers,
+        json,
+        video,
+        planner,
+        compare,
+        also,
+        picture,
+        baselines,
     )
     seeds = evaluation_seeds(seed, episodes)
 
@@ -128,6 +140,7 @@ def check(
     compare: str | None = None,
     also: list[str] | None = None,
     picture: str | None = None,
+    baselines: dict[str, Recorded] | None = None,
 ) -> tuple[Any, EnvFactory]:
     """Checks an evaluation's arguments, without playing; gives the agent and its environment. Raises as `evaluate`."""
     if episodes < 2:
@@ -166,6 +179,8 @@ def check(
         same_task(curves, environment.id, str(compare))
     if planner is not None:
         check_planner(agent, environment)
+    for name, policy in (baselines or {}).items():
+        environment.check_policy(policy, f"baseline {name}")
     return agent, environment
 
 
