@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 512
+CHUNK = 1024
 """Rows worked on at a time on a CPU, so that temporaries of (rows, K, D) numbers stay in its cache."""
 
 
@@ -101,42 +101,45 @@ class _LogProb(torch.autograd.Function):
         log p = logsumexp(joint) - logsumexp(logits) - log(2 pi) / 2
         d/dlogits = share - softmax(logits)    d/dmean = share e / std    d/dlog_std = share (e^2 - 1)
         d/dx = -sum over K of d/dmean
+
+    Where it is wanted, the gradient is made on the way forward, while a chunk's exponentials are at hand.
     """
 
     @staticmethod
     def forward(ctx: Any, params: Tensor, x: Tensor) -> Tensor:
-        total, prior = torch.empty_like(x), torch.empty_like(x)
+        log_p = torch.empty_like(x)
+        wanted = any(ctx.needs_input_grad)
+        # Plain empty, not empty_like: params may be a view with holes or of stride 0.
+        gradients = (params.new_empty(params.shape), torch.empty_like(x)) if wanted else ()
         for at in _chunks(x):
-            _, _, joint = _joint(params[at], x[at])
-            torch.logsumexp(joint, 1, out=total[at])
-            torch.logsumexp(params[at, 0], 1, out=prior[at])
-        ctx.save_for_backward(params, x, total, prior)
-        return total - prior - 0.5 * math.log(2 * math.pi)
+            logits, mean, log_std = params[at].unbind(1)
+            inverse = torch.neg(log_std).exp_()
+            e = (x[at, None] - mean).mul_(inverse)
+            total, share = _normalized((logits - log_std).addcmul_(e, e, value=-0.5))
+            prior, weight = _normalized(logits)
+            torch.sub(total, prior, out=log_p[at]).sub_(0.5 * math.log(2 * math.pi))
+            if gradients:
+                d_logits, d_mean, d_log_std = gradients[0][at].unbind(1)
+                torch.sub(share, weight, out=d_logits)
+                torch.mul(share, e, out=d_mean)
+                torch.mul(d_mean, e, out=d_log_std).sub_(share)
+                torch.sum(d_mean.mul_(inverse), 1, out=gradients[1][at]).neg_()
+        ctx.save_for_backward(*gradients)
+        return log_p
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        params, x, total, prior = ctx.saved_tensors
-        # Plain empty, not empty_like: params may be a view with holes or of stride 0.
-        d_params, d_x = params.new_empty(params.shape), torch.empty_like(x)
-        for at in _chunks(x):
-            inverse, e, share = _joint(params[at], x[at])
-            d_logits, d_mean, d_log_std = d_params[at].unbind(1)
-            share.sub_(total[at, None]).exp_().mul_(grad[at, None])
-            torch.sub(params[at, 0], prior[at, None], out=d_logits).exp_().mul_(grad[at, None])
-            torch.sub(share, d_logits, out=d_logits)
-            torch.mul(share, e, out=d_mean)
-            torch.mul(d_mean, e, out=d_log_std).sub_(share)
-            torch.sum(d_mean.mul_(inverse), 1, out=d_x[at]).neg_()
-        return d_params, d_x
+        d_params, d_x = ctx.saved_tensors
+        return d_params * grad[:, None, None], d_x * grad
 
 
-def _joint(params: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """1 / std, (x - mean) / std, and log(weight * density) but for a constant of each dimension, (rows, K, D)."""
-    logits, mean, log_std = params.unbind(1)
-    inverse = torch.neg(log_std).exp_()
-    e = (x[:, None] - mean).mul_(inverse)
-    return inverse, e, (logits - log_std).addcmul_(e, e, value=-0.5)
+def _normalized(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """logsumexp over K, (rows, D), and softmax, (rows, K, D), of one exponential."""
+    most = logits.amax(1, keepdim=True)
+    weight = torch.sub(logits, most).exp_()
+    total = weight.sum(1, keepdim=True)
+    return total.log().add_(most).squeeze(1), weight.div_(total)
 
 
 def _chunks(x: Tensor) -> list[slice]:
