@@ -221,6 +221,13 @@ def test_a_collection_into_a_place_that_cannot_be_written_is_refused_before_it_p
     assert "cannot be written" in line
 
 
+def test_a_fit_into_a_place_that_cannot_be_written_is_refused_before_it_learns(config, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["fit", "-c", str(config), f"--trainer.default_root_dir={tmp_path}/file/run"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "cannot be written" in line
+
+
 def test_a_checkpoint_that_a_fit_cannot_go_on_from_is_one_line(checkpoint, config, tmp_path, capsys):
     saved = torch.load(checkpoint, weights_only=True)
     (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:5000])

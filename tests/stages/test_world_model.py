@@ -289,10 +289,14 @@ def test_parts_that_do_not_fit_are_named_with_the_cure(episodes):
 
 @pytest.mark.parametrize(
     ("observation", "found"),
-    [({"image": ((96, 96, 3), "uint8")}, r"uint8 images of \(96, 96, 3\)"), ({"mean": ((32,), "float16")}, "no image")],
+    [
+        ({"image": ((96, 96, 3), "uint8")}, r"uint8 images of \(96, 96, 3\) .* record images of 64x64"),
+        ({"image": ((64, 64, 1), "uint8")}, r"uint8 images of \(64, 64, 1\) .* set world_model.channels to 1"),
+        ({"mean": ((32,), "float16")}, "mean but no image .* folder of episodes"),
+    ],
 )
 def test_a_store_of_other_shapes_is_refused_with_the_cure(observation, found):
-    with pytest.raises(ValueError, match=f"{found} but the world model reads uint8 .* record images of 64x64"):
+    with pytest.raises(ValueError, match=f"the episodes in here have {found}"):
         tiny().check_spec(Spec(observation, 2), "the episodes in here")
 
 

@@ -80,6 +80,13 @@ def test_a_change_of_what_is_not_there_is_refused(pipeline, change):
         read_pipeline(pipeline(), changes=[change])
 
 
+def test_a_file_laid_over_that_takes_a_stage_of_the_loop_for_another_is_told_so(pipeline, tmp_path):
+    over = tmp_path / "over.yaml"
+    over.write_text(yaml.safe_dump({"stages": {"fit": {"set": {"x": 1}}}}))
+    with pytest.raises(ValueError, match="stage fit of .* is in its loop"):
+        read_pipeline(pipeline(), [str(over)])
+
+
 @pytest.mark.parametrize("changes", [{"iterations": 0}, {"iterations": None}, {"iterations": 2.5}, {"loop": {}}])
 def test_a_loop_wants_stages_and_a_number(pipeline, changes):
     with pytest.raises(ValueError, match="a loop wants both"):
