@@ -23,6 +23,7 @@ from datamodules.files import check_writable, write_atomically
 from wmlightning.callbacks.codes import CodeWriter
 from wmlightning.callbacks.guards import StopOnNonFinite, WarnOfCollapse
 from wmlightning.callbacks.lines import ProgressLines
+from wmlightning.callbacks.stopping import StopTogether
 from wmlightning.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from wmlightning.errors import one_line
 from wmlightning.rehearsal import promise
@@ -71,7 +72,8 @@ class CommandLine(LightningCLI):
     * What a run writes is under `trainer.default_root_dir`: checkpoints/last.ckpt, tensorboard/, config.yaml.
     * A fit does not write over the checkpoints of another one.
     * Where there is no terminal, a fit's progress is lines instead of a bar.
-    * `StopOnNonFinite` and `WarnOfCollapse` watch over every fit; one named among the callbacks takes its place.
+    * `StopOnNonFinite`, `WarnOfCollapse` and `StopTogether` watch over every fit; one named among the callbacks takes
+      its place.
 
     Args:
         args: the words after `wmlightning`, or after the command where `run` is false.
@@ -170,6 +172,8 @@ class CommandLine(LightningCLI):
         if self.subcommand == "fit" and wants_bar and not sys.stderr.isatty():
             callbacks.append(ProgressLines())
         callbacks += [guard() for guard in (StopOnNonFinite, WarnOfCollapse) if not _has(callbacks, guard)]
+        if not _has(callbacks, StopTogether):
+            callbacks.insert(0, StopTogether())
         logger = given.logger
         if logger in (None, True):
             logger = False if self.subcommand == "predict" else TensorBoardLogger(root, "tensorboard", "")

@@ -133,8 +133,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def interruptible(fit: bool) -> Iterator[None]:
     """Makes Ctrl-C and SIGTERM stop a fit between two batches, with a checkpoint; a second Ctrl-C stops it at once.
 
-    Where there is nothing to save both raise KeyboardInterrupt. With several processes that is not sure: Lightning's
-    own handler waits for all of them, and one that waits for another thing meanwhile never answers.
+    Where there is nothing to save both raise KeyboardInterrupt. How several processes end together: `StopTogether`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from wmlightning.callbacks.pictures import undisturbed
+from wmlightning.callbacks.stopping import asked_to_stop
 from wmlightning.environments.rollout import EpisodeResult, rollout
 from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.interfaces import Policy
@@ -89,7 +90,7 @@ class BetweenEpochs(Callback, ABC):
 
         def should_stop() -> bool:
             nonlocal stopped
-            stopped = trainer.received_sigterm
+            stopped = asked_to_stop(trainer)
             return stopped
 
         return rollout(self.envs(agent), policy, seeds, should_stop=should_stop, **options), stopped
