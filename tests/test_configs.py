@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -245,6 +246,23 @@ def test_a_dreamers_file_collects_learns_and_evaluates_with_debug_on_top(names, 
     assert main(["evaluate", str(tmp_path / "checkpoints" / "last.ckpt"), "--episodes=2", f"--json={last}"]) == 0
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert json.loads(last.read_text())["mean"] == pytest.approx(curves.Scalars("evaluate/return")[-1].value, rel=1e-4)
+
+
+def test_behaviour_is_learnt_alone_on_the_world_model_of_a_checkpoint(tmp_path):
+    words = ["fit", "-c", "dreamer_v1/quick.yaml", "-c", "dreamer_debug.yaml"]
+    for name in ("first", "second"):
+        words += [f"--trainer.default_root_dir={tmp_path}/{name}", f"--data.path={tmp_path}/{name}/episodes"]
+        assert main(words) == 0
+        words += ["--model.learn_model=false", f"--model.world_model={tmp_path}/first/checkpoints/last.ckpt"]
+    first, second = (wmlightning.load(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("first", "second"))
+    assert_same_weights(first.world_model, second.world_model)
+    with pytest.raises(AssertionError):
+        assert_same_weights(first.actor_critic, second.actor_critic)
+
+
+def assert_same_weights(one, other):
+    for (name, weight), (_, twin) in zip(one.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(weight, twin), name
 
 
 @cache

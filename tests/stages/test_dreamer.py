@@ -15,6 +15,7 @@ from torch.testing import assert_close
 import wmlightning
 from datamodules import EpisodeDataModule, EpisodeStore, UniformWindows, WindowDataset
 from wmlightning.callbacks.collect import Collect
+from wmlightning.callbacks.guards import StopOnNonFinite
 from wmlightning.distributions.bounded import OneHot, TanhNormal
 from wmlightning.distributions.categorical import CategoricalLatent
 from wmlightning.distributions.latents import GaussianLatent
@@ -182,6 +183,32 @@ def test_behaviour_learns_alone_on_a_world_model_trained_offline(store, tmp_path
     assert list(agent.groups()) == ["actor", "critic"]
     assert "actor/loss" in run.callback_metrics
     assert "world_model/loss" not in run.callback_metrics
+
+
+def test_behaviour_alone_on_a_world_model_that_never_learnt_is_warned_of(store, tmp_path):
+    with pytest.warns(UserWarning, match="the world model rests and has never learnt"):
+        trainer(max_steps=1).fit(dreamer("v2 atari", learn_model=False), data(store))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module="lightning")
+        learnt = dreamer("v2 atari", world_model=offline(store, tmp_path), learn_model=False)
+        learnt.check_data(None)
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("world_model.reward_head", "world_model/reward is nan"),
+        ("actor_critic.critic", "critic/value is nan"),
+        ("actor_critic.actor", "actor/entropy is nan"),
+    ],
+)
+def test_the_part_of_a_dreamer_that_breaks_is_named_with_its_batch(where, named, store, tmp_path):
+    agent = dreamer("v2 atari")
+    agent.get_submodule(where).register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    run = trainer([StopOnNonFinite()], max_steps=2, default_root_dir=tmp_path)
+    with pytest.raises(RuntimeError, match=f"batch 0 is not finite: {named}"):
+        run.fit(agent, data(store))
 
 
 def test_a_resting_world_models_pictures_are_not_drawn():

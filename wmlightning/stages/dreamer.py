@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.episode import Batch, Spec
@@ -94,6 +95,16 @@ class Dreamer(WorldModelAgent):
         if self.learn_model:
             return self.world_model.learn(batch)
         return Learned(batch.reward.new_zeros(()), self.world_model.observe(batch).posterior, {})
+
+    def check_data(self, data: Any) -> None:
+        """Also warns of dreams in a world model that knows nothing and will not learn."""
+        super().check_data(data)
+        # Biases start at zero, and none stays there that has learnt.
+        if not self.learn_model and not self.world_model.reward_head.last.bias.any():
+            rank_zero_warn(
+                "the world model rests and has never learnt, so its dreams mean nothing: give world_model the "
+                "checkpoint of a WorldModel, a PlaNet or a Dreamer"
+            )
 
     def groups(self) -> dict[str, dict[str, Any]]:
         """World model, where it learns, actor and critic."""
