@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -64,7 +65,7 @@ class Recurrent(Dynamics):
         action_share: Float[Tensor, "rows hidden"],
     ) -> Float[Tensor, "rows deter"]:
         """The next h."""
-        return self.cell(self._activate(self.from_stoch(stoch) + action_share), deter)
+        return self.cell(self._activate(torch.addmm(action_share, stoch, self.from_stoch.weight.t())), deter)
 
     def prior_params(self, context: Float[Tensor, "*batch deter"]) -> Float[Tensor, "*batch params"]:
         """p(stoch | h)."""

@@ -154,8 +154,8 @@ class GRU(nn.Module):
         """One step of time: x (N, input) and h (N, hidden) to the next h."""
         shares = functional.linear(inputs, self.input_weight, self.bias)
         gates, candidate = shares.split([2 * self.hidden_size, self.hidden_size], -1)
-        reset, update = (gates + functional.linear(hidden, self.gate_weight)).sigmoid().chunk(2, -1)
-        candidate = torch.tanh(candidate + functional.linear(reset * hidden, self.candidate_weight))
+        reset, update = torch.addmm(gates, hidden, self.gate_weight.t()).sigmoid().chunk(2, -1)
+        candidate = torch.tanh(torch.addmm(candidate, reset * hidden, self.candidate_weight.t()))
         return candidate + update * (hidden - candidate)
 
 
