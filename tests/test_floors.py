@@ -14,7 +14,7 @@ FLOORS = {
     **dict.fromkeys(("interfaces", "objectives", "planners"), 4),
     "dynamics": 3,
     "networks": 2,
-    **dict.fromkeys(("distributions", "optimizers", "datamodules", "ranges", "recipes", "seeds"), 1),
+    **dict.fromkeys(("distributions", "optimizers", "datamodules", "ranges", "recipes", "rehearsal", "seeds"), 1),
     **dict.fromkeys(("allocator", "threads"), 0),
 }
 # Rooms of one floor that may know a neighbour, and which.

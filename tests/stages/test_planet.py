@@ -84,7 +84,7 @@ def test_the_gradient_is_clipped_and_16_bit_floats_are_refused(store):
     ("environment", "action_size", "words"),
     [
         (EnvFactory("wmlightning/DummyCorridor-v0"), 3, "DummyCorridor-v0 chooses one of 3 actions but CEM searches"),
-        (DOTS, 5, "set model.world_model.dynamics.action_size to 2"),
+        (DOTS, 5, "give dynamics action_size=2"),
         (EnvFactory("wmlightning/DummyPixels-v0", size=32), 2, "images of 64x64"),
     ],
 )

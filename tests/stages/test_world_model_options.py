@@ -63,7 +63,7 @@ def test_a_grey_image_has_a_third_of_the_constant():
 def test_a_store_of_other_colours_is_refused_with_the_cure():
     grey, coloured = (Spec({"image": ((64, 64, channels), "uint8")}, 2) for channels in (1, 3))
     world(channels=1).check_spec(grey, "here")
-    with pytest.raises(ValueError, match="reads uint8 .64, 64, 3.: set world_model.channels to 1"):
+    with pytest.raises(ValueError, match="uint8 .64, 64, 3. is read: set world_model.channels to 1"):
         world().check_spec(grey, "the episodes in here")
     with pytest.raises(ValueError, match="set world_model.channels to 3"):
         world(channels=1).check_spec(coloured, "the episodes in here")

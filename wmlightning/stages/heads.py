@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Normal, OneHotCategorical
 from torch.nn import functional
 
-from datamodules.episode import Batch
+from datamodules.episode import Batch, Spec
 from wmlightning.networks.conv import initialize
 
 
@@ -53,6 +53,20 @@ class MemoryHeads(nn.Module):
         self.layers = nn.ModuleDict({name: nn.Linear(hidden_size, width) for name, width in widths.items() if width})
         self.done_weight, self.discrete, self.reward_scale = done_weight, action == "discrete", reward_scale
         initialize(self)
+
+    def check_spec(self, spec: Spec, what: str) -> None:
+        """Makes sure that actions are of the kind that their head predicts.
+
+        Args:
+            spec: of a store.
+            what: names it in the error.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        if "action" in self.layers and self.discrete != spec.discrete:
+            kind, other = ("discrete", "continuous") if spec.discrete else ("continuous", "discrete")
+            raise ValueError(f"action_head is {other} but the actions of {what} are {kind}: set it to {kind}")
 
     def reward(self, hidden: Float[Tensor, "*batch hidden"]) -> Normal:
         """The reward for arriving, in the environment's units, (...). Raises ValueError without the head."""

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, MeanSquaredError
 from datamodules.episode import Batch, Spec
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.dynamics.state import State
-from wmlightning.ranges import above
+from wmlightning.ranges import above, at_least
 from wmlightning.recipes import build_recipe, recipe_of
 from wmlightning.rehearsal import promised
 from wmlightning.seeds import derive_seed
@@ -91,6 +91,7 @@ class MDNRNN(Stage):
     ) -> None:
         super().__init__(seed)
         above(0, learning_rate=learning_rate, final_learning_rate=final_learning_rate, clip_value=clip_value)
+        at_least(0, curiosity=curiosity)
         self.vae: VAE = loaded(vae, VAE)
         # The recipe must not depend on a path: the checkpoint alone rebuilds V too.
         self.__dict__["_arguments"]["vae"] = self.vae
@@ -106,8 +107,6 @@ class MDNRNN(Stage):
         self.stateful, self.curiosity = stateful, curiosity
         sizes = dynamics.hidden_size, dynamics.action_size
         self.heads = MemoryHeads(*sizes, reward_head, done_head, done_weight, action_head, reward_scale)
-        if curiosity < 0:
-            raise ValueError(f"curiosity is {curiosity} but must not be below 0: it is what surprise is worth")
         if not reward_head and (curiosity or reward_scale != 1):
             raise ValueError("reward_scale and curiosity change what the reward head learns: set reward_head=true")
         if start is not None:
@@ -255,13 +254,10 @@ class MDNRNN(Stage):
         """V's codes, or images that V can encode; actions as the memory takes them and as their head predicts them."""
         if "mean" not in spec.observation:
             self.vae.check_spec(spec, what)
-        elif spec.observation["mean"][0] != (self.vae.latent_size,):
-            found = spec.observation["mean"][0]
+        elif (found := spec.observation["mean"][0]) != (self.vae.latent_size,):
             raise ValueError(f"{what} have codes of {found} but V's are ({self.vae.latent_size},): give M that V")
         check_action_size(spec.action_size, self.dynamics.action_size, what)
-        if "action" in self.heads.layers and self.heads.discrete != spec.discrete:
-            kind, other = ("discrete", "continuous") if spec.discrete else ("continuous", "discrete")
-            raise ValueError(f"action_head is {other} but the actions of {what} are {kind}: set it to {kind}")
+        self.heads.check_spec(spec, what)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the memory that every process carries, if it does."""
