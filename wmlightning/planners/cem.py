@@ -128,9 +128,10 @@ class CEM(Recorded):
         state, total, alive = start, 0.0, 1.0
         for action, noise in zip(actions.flatten(0, 1).unbind(1), steps, strict=True):
             state = model.dynamics.imagine_step(state, action, noise=noise)
-            total = total + alive * model.reward(state.features).mean.float()
+            features = state.features
+            total = total + alive * model.reward(features).mean.float()
             # Arriving where the world ends still pays; what would come after does not.
-            alive = alive * model.cont(state.features).mean
+            alive = alive * model.cont(features).mean
         return torch.as_tensor(total).view(actions.shape[:2])
 
     def _noise(self, model: Any, seeds: list[int], iteration: int, device: torch.device) -> tuple[Tensor, list[Any]]:
