@@ -147,6 +147,9 @@ class EpisodeDataModule(lightning.LightningDataModule):
         for name, count in (("batch_size", batch_size), ("updates_per_epoch", updates_per_epoch)):
             if count < 1:
                 raise ValueError(f"{name} is {count} but must be at least 1")
+        for name, count in (("validation_batches", validation_batches), ("num_workers", num_workers)):
+            if count < 0:
+                raise ValueError(f"{name} is {count} but must be at least 0")
         held_out([], validation_fraction, seed)
         self.path = os.fspath(path)
         self.dataset = dataset

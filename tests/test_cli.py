@@ -16,6 +16,7 @@ from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
 from wmlightning import settings
 from wmlightning.__main__ import COMMANDS, main
+from wmlightning.callbacks.reconstructions import LogReconstructions
 from wmlightning.settings import find_config, merge, read_pipeline
 
 ENVIRONMENT = {"class_path": "EnvFactory", "init_args": {"id": "wmlightning/DummyPixels-v0", "time_limit": 6}}
@@ -108,6 +109,9 @@ def test_every_command_explains_its_options(command, capsys):
         (["collect", "--environment.id=Pendulum-v1", "--episodes=0"], "episodes is 0"),
         (["fit", "--model=VAE", "--model.learning_rate=-1"], "learning_rate is -1"),
         (["fit", "--model=VAE", "--model.latent_size=0"], "latent_size is 0"),
+        (["fit", "--model=VAE", "--seed_everything=-1"], "seed_everything is -1"),
+        (["fit", "--model=VAE", "--model.seed=3"], "--model.seed=3 would do nothing"),
+        (["fit", "--model=VAE", "--trainer.precision=64-true"], "precision is 64-true"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -126,6 +130,10 @@ def test_what_makes_no_sense_fails_in_one_line_that_names_it(words, message, cap
         ("stages: {a: {command: fti}}", "has the command 'fti'"),
         ("{stages: {a: {command: fit}}, loop: [a]}", "write a mapping"),
         ("stages: {a: [}", "is not YAML"),
+        ("stages: {a: {command: fit, config: 5}}", "config: 5, but that is a file"),
+        ("stages: {a: {command: fit, set: {5: 3}}}", "has set: {5: 3}"),
+        ("stages: {a: {command: fit, report: {psnr: vae/psnr}}}", "'psnr' is no place: write section.name"),
+        ("stages: {a: {command: fit, report: {a.psnr: [1]}}}", "not all names of metrics"),
     ],
 )
 def test_a_file_that_is_no_pipeline_is_one_line(text, says, tmp_path, capsys):
@@ -309,6 +317,15 @@ def test_files_compose_from_left_to_right_and_options_win(config, tmp_path):
     (tmp_path / "over.yaml").write_text("model: {init_args: {latent_size: 6, kl_tolerance: 0.25}}\n")
     line = wmlightning.build([config, tmp_path / "over.yaml"], **{"model.kl_tolerance": 0.125})
     assert (line.model.latent_size, line.model.kl_tolerance) == (6, 0.125)
+
+
+def test_callbacks_laid_over_others_replace_them_whole(config, tmp_path):
+    for name, given in (("one", {"every": 3, "frames": 5}), ("two", {"every": 4})):
+        laid = [{"class_path": "LogReconstructions", "init_args": given}]
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": laid}}))
+    callbacks = wmlightning.build([config, tmp_path / "one.yaml", tmp_path / "two.yaml"]).trainer.callbacks
+    (drawing,) = [callback for callback in callbacks if isinstance(callback, LogReconstructions)]
+    assert (drawing.every, drawing.frames) == (4, 10)
 
 
 def test_the_seed_of_everything_is_the_seed_of_model_and_data(config):

@@ -15,7 +15,7 @@ FLOORS = {
     "dynamics": 3,
     "networks": 2,
     **dict.fromkeys(("distributions", "optimizers", "datamodules", "ranges", "recipes", "rehearsal", "seeds"), 1),
-    **dict.fromkeys(("allocator", "threads"), 0),
+    **dict.fromkeys(("allocator", "bars", "threads"), 0),
 }
 # Rooms of one floor that may know a neighbour, and which.
 NEIGHBOURS = {

@@ -26,8 +26,8 @@ from wmlightning.callbacks.lines import ProgressLines
 from wmlightning.callbacks.stopping import StopTogether
 from wmlightning.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from wmlightning.errors import one_line
-from wmlightning.rehearsal import promise
-from wmlightning.settings import find_config, options
+from wmlightning.rehearsal import check_there, promise
+from wmlightning.settings import find_config, options, read_config, read_yaml
 from wmlightning.stages.stage import Stage, check_continues, load
 
 ROOMS = ("distributions", "objectives", "dynamics", "environments", "policies", "stages", "callbacks")
@@ -41,6 +41,7 @@ for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
                 raise
 
 TRAINING = ("fit", "validate", "test", "predict")
+SEEDS = ("--model.seed", "--model.init_args.seed", "--data.seed", "--data.init_args.seed")
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 TRAINER_DEFAULTS = {
     "devices": 1,
@@ -121,7 +122,10 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses exactly the words given, after finding configuration files by name."""
-        self.config = parser.parse_args(with_found_configs(args))
+        self.config = parser.parse_args(with_whole_lists(with_found_configs(args)))
+        seed = (self.config[self.command] if self.command else self.config).get("seed_everything")
+        if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything is {seed} but wants a whole number from 0 to {2**32 - 1}: give another")
 
     def _parse_ckpt_path(self) -> None:
         """Our checkpoints hold a recipe instead of Lightning's hyperparameters; see `instantiate_classes`."""
@@ -153,6 +157,8 @@ class CommandLine(LightningCLI):
         if self.subcommand == "fit":
             self.model.configure_optimizers()
             self.model.check_parts()
+            if isinstance(self.datamodule, EpisodeDataModule) and not hasattr(self.model, "environment"):
+                check_there(self.datamodule.path)
             self.model.check_data(self.datamodule)
             promise(LastCheckpoint.path(self.trainer), self.model)
         elif self.subcommand == "test" and getattr(self.datamodule, "validation_fraction", None) == 0:
@@ -164,6 +170,8 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer: logger and last checkpoint under `default_root_dir` (`runs/<stage>`), and the guards."""
         given = self._get(self.config_init, "trainer")
+        if str(given.precision).endswith("-true") and given.precision != "32-true":
+            raise ValueError(f"precision is {given.precision} but weights are float32: give 32-true or bf16-mixed")
         root = given.default_root_dir or f"runs/{type(self.model).__name__.lower()}"
         callbacks = list(given.callbacks or [])
         if given.enable_checkpointing is not False and not _has(callbacks, LastCheckpoint):
@@ -190,7 +198,7 @@ class CommandLine(LightningCLI):
         if self._get(self.config, "ckpt_path") is None and last.exists():
             raise ValueError(
                 f"{last} is there already: continue it with --ckpt_path={last}, or train into another "
-                "--trainer.default_root_dir"
+                "--trainer.default_root_dir, with a --data.path of its own if it collects"
             )
         check_writable(last)
 
@@ -228,13 +236,36 @@ def build(config: str | Path | list[str | Path], **overrides: Any) -> CommandLin
         raise ValueError(one_line(error)) from error
 
 
+def with_whole_lists(args: list[str]) -> list[str]:
+    """Forgets earlier callbacks before every word that names new ones, where the parser would mix the two lists.
+
+    Raises:
+        ValueError: for a seed of the model or the data, which would do nothing.
+    """
+    whole: list[str] = []
+    for position, word in enumerate(args):
+        before = args[position - 1] if position else ""
+        if before in ("-c", "--config"):
+            named = read_yaml(word, before) if word.startswith("{") else read_config(word)
+            trainer = named.get("trainer") if isinstance(named, dict) else None
+            if isinstance(trainer, dict) and "callbacks" in trainer:
+                whole[-1:] = ["--trainer.callbacks=null", before]
+        elif word.startswith("--trainer.callbacks="):
+            whole.append("--trainer.callbacks=null")
+        elif word.partition("=")[0] in SEEDS:
+            raise ValueError(f"{word} would do nothing, for model and data take the run's seed: give --seed_everything")
+        whole.append(word)
+    return whole
+
+
 def with_found_configs(args: list[str]) -> list[str]:
     """Replaces the names after -c and --config by the files they stand for; inline mappings stay."""
     found = []
     for position, word in enumerate(args):
         flag, sign, name = word.partition("=")
         if flag == "--config" and sign and not name.startswith("{"):
-            word = f"--config={find_config(name)}"
+            found.append("--config")
+            word = str(find_config(name))
         elif position and args[position - 1] in ("-c", "--config") and not word.startswith("{"):
             word = str(find_config(word))
         found.append(word)

@@ -25,6 +25,16 @@ def promise(path: str | Path, what: Any) -> None:
         _REHEARSALS[-1][os.path.abspath(path)] = what
 
 
+def check_there(path: str | Path) -> None:
+    """Makes sure that a folder which is read holds something by then; outside a rehearsal nothing is checked.
+
+    Raises:
+        ValueError: if it is empty and nothing was promised there.
+    """
+    if _REHEARSALS and promised(path) is None and not (os.path.isdir(path) and os.listdir(path)):
+        raise ValueError(f"there is nothing in {path} and no stage before this one writes there: correct the path")
+
+
 def promised(path: str | Path) -> Any:
     """What was promised to be there; None without a promise."""
     return _REHEARSALS[-1].get(os.path.abspath(path)) if _REHEARSALS else None

@@ -35,7 +35,7 @@ import yaml
 
 from wmlightning.tools.iterations import Loop
 from wmlightning.tools.pipeline import Step
-from wmlightning.tools.tables import Comparison, Sweep, SweepRow
+from wmlightning.tools.tables import Comparison, Sweep, SweepRow, check_places
 
 PACKAGE = Path(__file__).parent
 COMMANDS = {"collect", "fit", "validate", "test", "predict", "evaluate"}
@@ -185,8 +185,19 @@ def _check_stage(which: str, stage: Any) -> None:
     if stage["command"] not in COMMANDS:
         raise ValueError(f"{which} has the command {stage['command']!r}: write {_any(sorted(COMMANDS))}")
     for key in ("set", "report"):
-        if not isinstance(stage.get(key) or {}, dict):
+        given = stage.get(key) or {}
+        if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
             raise ValueError(f"{which} has {key}: {stage[key]!r}, but that is a mapping of names to values: mend it")
+    report = stage.get("report") or {}
+    try:
+        check_places(*report)
+        if not all(isinstance(metric, str) for metric in report.values()):
+            raise TypeError(f"{list(report.values())} are not all names of metrics")
+    except TypeError as error:
+        raise ValueError(f"{which} has a report that is wrong: {error}") from None
+    files = stage.get("config") or []
+    if not isinstance(files, str | list) or not all(isinstance(file, str | dict) for file in files):
+        raise ValueError(f"{which} has config: {files!r}, but that is a file, or a list of files: mend it")
 
 
 def _change(pipeline: dict[str, Any], change: str) -> None:
@@ -217,7 +228,7 @@ def unrolled(pipeline: dict[str, Any]) -> dict[str, Any]:
     loop, iterations = pipeline.pop("loop", None), pipeline.pop("iterations", None)
     if loop is None and iterations is None:
         return pipeline
-    if not loop or not isinstance(iterations, int) or iterations < 1:
+    if not loop or type(iterations) is not int or iterations < 1:
         raise ValueError(
             f"iterations is {iterations} and loop has the stages {list(loop or {})}: a loop wants both, stages and how "
             "often they are run, at least once"
@@ -252,6 +263,11 @@ def steps_of(pipeline: dict[str, Any], out: Path) -> list[Step]:
         if stage["command"] == "fit":
             settings.setdefault("trainer.default_root_dir", str(out / name))
         words += options(settings)
+        for word in words:
+            if unknown := re.search(r"\{[a-z]\w*(\.\w+)*\}", word):
+                raise ValueError(
+                    f"stage {name} has {word}, but nothing is named {unknown[0]}: {_any(sorted(names))} are"
+                )
         commands = [words]
         if stage.get("test"):
             last = f"--ckpt_path={out / name}/checkpoints/last.ckpt"

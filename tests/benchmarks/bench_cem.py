@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from wmlightning.allocator import keep_freed_memory
 from wmlightning.distributions.latents import GaussianLatent
 from wmlightning.dynamics.rssm import RSSM
 from wmlightning.planners import CEM
@@ -34,10 +35,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile the dynamics and the reward head")
     parser.add_argument("--threads", type=int, help="torch's threads; by default torch's own choice")
+    parser.add_argument(
+        "--allocator", choices=["default", "kept"], default="kept", help="glibc's; commands keep memory"
+    )
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    print(f"{options.device}, {torch.get_num_threads()} threads, medians of {options.rounds} turns, seconds a decision")
+    if options.allocator == "kept":
+        keep_freed_memory()
+    turns = f"medians of {options.rounds} turns, seconds a decision"
+    print(f"{options.device}, {torch.get_num_threads()} threads, allocator {options.allocator}, {turns}")
     print("".join(f"{title:>12}" for title in ("head", "precision", "envs", "CEM", "an env", "bare", "floor")))
     for head in options.heads:
         layers, units = map(int, head.split("x"))

@@ -45,6 +45,8 @@ def test_checkpoints_can_be_chosen_by_it(tmp_path):
 def test_bad_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="every_epochs is 0 but must be at least 1"):
         EvaluateAgent(every_epochs=0)
+    with pytest.raises(ValueError, match="seed is -1"):
+        EvaluateAgent(seed=-1)
     player = Chaser(environment())
     del player.environment
     with pytest.raises(ValueError, match="EvaluateAgent wants an agent with a policy and an environment"):

@@ -130,6 +130,12 @@ def test_a_run_with_nothing_to_draw_warns_once(tmp_path, store, context, says):
     assert callback.newest(Run()) is None
 
 
+@pytest.mark.parametrize("name", ["windows", "context", "horizon", "columns"])
+def test_nothing_to_draw_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is 0 but must be at least 1"):
+        LogPredictions(**{name: 0})
+
+
 def test_a_stage_without_a_planner_is_told_which_has_one(tmp_path, store):
     with pytest.raises(ValueError, match="VAE has none: use it with PlaNet"):
         fit(tmp_path, VAE(latent_size=4, depth=4), store, [LogPlans()])

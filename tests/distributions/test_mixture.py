@@ -105,6 +105,11 @@ def test_half_precision_parameters_are_worked_on_in_full():
     assert_close(got, GaussianMixture(logits.float(), mean.float(), log_std.float()).log_prob(torch.zeros(4, 3)))
 
 
+def test_a_point_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"x has shape \(4, 1\) but the mixture is of \(4, 3\)"):
+        GaussianMixture(*random_parameters(4, 3, 5)).log_prob(torch.zeros(4, 1))
+
+
 def test_a_temperature_of_zero_is_refused():
     with pytest.raises(ValueError, match="use `mean`"):
         GaussianMixture(*random_parameters(1, 1), temperature=0.0)

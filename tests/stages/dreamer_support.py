@@ -30,7 +30,7 @@ def kinds():
     return {
         "v1": {"actor": TanhNormal(), "objective": DynamicsBackprop(), "include_start": False},
         "v1 without a value": {"actor": TanhNormal(), "objective": DynamicsBackprop(), "has_critic": False},
-        "v1 discrete": {"actor": OneHot(), "objective": DynamicsBackprop(), "include_start": False},
+        "v1 discrete": {"actor": OneHot(), "objective": DynamicsBackprop(), "include_start": False, "discount": 1.0},
         "v2 atari": _v2(OneHot(), Reinforce(), discount=1.0),
         "v2 atari's code": _v2(OneHot(), Reinforce(), discount=1.0, shifted=True),
         "v2 dmc": _v2(TruncatedNormal(), DynamicsBackprop()),

@@ -285,6 +285,7 @@ def test_a_store_of_other_actions_is_refused(episodes):
         ("v2 atari", {"epsilon": Fading(0.4, 1.1, 9)}, "epsilon is 1.1"),
         ("v1", {"behaviour": {"action_size": 2, "feature_size": 99}}, r"\(2, 99\) but the world model has \(2, 11\)"),
         ("v1", {"world_model": "nowhere.ckpt"}, "there is no checkpoint at nowhere.ckpt"),
+        ("v2 atari", {"model": {"cont_label": 0.9}, "behaviour": {"discount": 0.9}}, "would both discount"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(kind, options, words):

@@ -14,7 +14,9 @@ from pipeline_support import Commands, in_child, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.store import EpisodeStore
+from wmlightning import commands
 from wmlightning.__main__ import main
+from wmlightning.commands import execute
 from wmlightning.settings import loop_of, read_pipeline, steps_of
 from wmlightning.tools.iterations import Loop, format_iterations, number
 from wmlightning.tools.pipeline import Step, run_pipeline
@@ -87,13 +89,24 @@ def test_a_file_laid_over_that_takes_a_stage_of_the_loop_for_another_is_told_so(
         read_pipeline(pipeline(), [str(over)])
 
 
-@pytest.mark.parametrize("changes", [{"iterations": 0}, {"iterations": None}, {"iterations": 2.5}, {"loop": {}}])
+@pytest.mark.parametrize("changes", [{"iterations": 0}, {"iterations": None}, {"iterations": True}, {"loop": {}}])
 def test_a_loop_wants_stages_and_a_number(pipeline, changes):
     with pytest.raises(ValueError, match="a loop wants both"):
         read_pipeline(pipeline(**changes))
 
 
-@pytest.mark.parametrize("changes", [{"view": {"step": "a.b"}}, {"solved": {"at_last": 3}}])
+WRONG = [
+    {"view": {"step": "a.b"}},
+    {"view": {"charts": [1, 2]}},
+    {"view": {"charts": {"x": "c.n"}}},
+    {"view": {"charts": {"x": {"y": 5}}}},
+    {"view": {"steps": "steps"}},
+    {"solved": {"at_last": 3}},
+    {"solved": {"value": "c.n", "at_least": "abc"}},
+]
+
+
+@pytest.mark.parametrize("changes", WRONG)
 def test_a_slip_in_what_to_look_at_is_refused_in_one_line(pipeline, changes):
     with pytest.raises(ValueError, match="view or solved is wrong"):
         loop_of(read_pipeline(pipeline(**changes)))
@@ -279,6 +292,22 @@ def whole_things(out):
     """Finished episodes and stages: name -> the file's number and time, which a rewrite would change."""
     files = [*out.glob("episodes/ep-*.h5"), *out.rglob("result.json")]
     return {str(file): (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
+
+
+def test_a_run_stopped_between_a_new_v_and_its_codes_goes_on(real, tmp_path, monkeypatch):
+    path, undisturbed = real
+    out = tmp_path / "run"
+
+    def until_then(words):
+        if f"--trainer.default_root_dir={out}/iteration_01/encode" in words:
+            raise KeyboardInterrupt
+        return execute(words)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(commands, "execute", until_then)
+        assert main(["run", path, "--out", str(out)]) == 130
+    assert main(["run", path, "--out", str(out)]) == 0
+    assert EpisodeStore(out / "codes").names == EpisodeStore(undisturbed / "codes").names
 
 
 @pytest.mark.parametrize(("seed", "kills"), [(0, 2), pytest.param(1, 6, marks=pytest.mark.slow)])

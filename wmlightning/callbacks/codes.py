@@ -14,7 +14,7 @@ from datamodules.datamodule import EpisodeDataModule
 from datamodules.datasets import WholeEpisode
 from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
-from wmlightning.rehearsal import promise, promised
+from wmlightning.rehearsal import check_there, promise, promised
 from wmlightning.stages.codes import foreign_codes
 from wmlightning.stages.vae import VAE
 
@@ -69,9 +69,11 @@ class CodeWriter(BasePredictionWriter):
             data.predicted = self._present  # their images need not be read
 
     def rehearse(self, vae: Any, images: str) -> None:
-        """Makes sure that it is V that predicts, and promises its codes where its images are promised."""
+        """Makes sure that it is V that predicts, and promises its codes of images that are there or promised."""
         _check_writes(vae)
-        spec = promised(images)
+        check_there(images)
+        store = EpisodeStore(images)
+        spec = promised(images) or (store.spec if len(store) else None)
         if spec is not None:
             shape = (vae.latent_size,), "float16"
             promise(self.path, replace(spec, observation={"mean": shape, "logvar": shape}))

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from tqdm import tqdm
 
 from datamodules.files import DamagedEpisode, EpisodeName, megabytes
 from datamodules.lifetimes import set_aside
 from datamodules.store import EpisodeStore
 from datamodules.writer import EpisodeWriter
+from wmlightning.bars import progress_bar
 from wmlightning.callbacks.debts import Ledger, Schedule, share
 from wmlightning.callbacks.playing import BetweenEpochs, Seeds, batches_trained, episode_seed
 from wmlightning.environments.factory import EnvFactory
@@ -233,7 +233,8 @@ class Collect(BetweenEpochs):
         player, writer = self._player(agent, prefill), EpisodeWriter(store, rank, birth)
         if isinstance(envs, PartedVectorEnv):
             player, writer = PartsPolicy(player, envs), PartsWriter(envs, store, rank, birth)
-        with tqdm(total=mine, desc="collect", unit=unit[:-1], leave=False, delay=2, disable=rank > 0) as bar:
+        shown = {"desc": "collect", "unit": unit[:-1], "leave": False, "delay": 2, "disable": rank > 0}
+        with progress_bar(total=mine, **shown) as bar:
 
             def progress(finished: int, _: int, decisions: int) -> None:
                 bar.update(min(mine, finished if unit == "episodes" else decisions) - bar.n)

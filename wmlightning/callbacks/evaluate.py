@@ -10,6 +10,7 @@ from wmlightning.callbacks.films import FirstEpisode
 from wmlightning.callbacks.pictures import PictureBook
 from wmlightning.callbacks.playing import BetweenEpochs, batches_trained
 from wmlightning.callbacks.scores import evaluation_seeds, interval
+from wmlightning.ranges import at_least
 
 
 class EvaluateAgent(BetweenEpochs):
@@ -48,9 +49,8 @@ class EvaluateAgent(BetweenEpochs):
         fps: float | int = 15,
     ) -> None:
         super().__init__(num_envs, num_workers)
-        for name, count in (("every_epochs", every_epochs), ("episodes", episodes), ("frames", frames)):
-            if count < 1:
-                raise ValueError(f"{name} is {count} but must be at least 1")
+        at_least(1, every_epochs=every_epochs, episodes=episodes, frames=frames)
+        at_least(0, seed=seed)
         self.every_epochs, self.episodes, self.video, self.seed = every_epochs, episodes, video, seed
         self.frames, self.fps = frames, fps
         self.evaluated_at, self.last = 0, dict[str, float]()

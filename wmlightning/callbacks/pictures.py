@@ -17,6 +17,7 @@ from torch import nn
 
 from datamodules.episode import Batch
 from wmlightning.callbacks.images import Frames, Picture, encode_gif, encode_png
+from wmlightning.ranges import at_least
 
 
 class PictureBook:
@@ -106,6 +107,7 @@ class LogPictures(Callback, ABC):
     """
 
     def __init__(self, every: int = 500) -> None:
+        at_least(0, every=every)
         self.every = every
         self._drawn_at = -1
         self._looked = False

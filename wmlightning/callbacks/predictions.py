@@ -23,6 +23,7 @@ from wmlightning.callbacks.pictures import LogPictures, PictureBook
 from wmlightning.callbacks.usage import usage_chart
 from wmlightning.distributions.categorical import CategoricalLatent
 from wmlightning.distributions.latents import Latent, MeanLatent
+from wmlightning.ranges import at_least
 
 WINDOWS = 8
 """Windows that curves are averaged over."""
@@ -206,6 +207,7 @@ class LogPredictions(LogPictures):
         self, every: int = 1000, windows: int = 3, context: int = 5, horizon: int = 45, columns: int = 10
     ) -> None:
         super().__init__(every)
+        at_least(1, windows=windows, context=context, horizon=horizon, columns=columns)
         self.windows, self.context, self.horizon, self.columns = windows, context, horizon, columns
         self._warned = False
 

@@ -61,6 +61,8 @@ class GaussianMixture:
 
         Gradients flow to the parameters and to x, once (there is no second derivative).
         """
+        if x.shape != self.means.shape[:-1]:
+            raise ValueError(f"x has shape {tuple(x.shape)} but the mixture is of {tuple(self.means.shape[:-1])}")
         rows = self._params.reshape(-1, *self._params.shape[-3:])
         return _LogProb.apply(rows, x.to(rows.dtype).reshape(-1, x.shape[-1])).view(x.shape)  # type: ignore[union-attr]
 
@@ -143,5 +145,5 @@ def _normalized(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _chunks(x: Tensor) -> list[slice]:
-    size = len(x) if x.is_cuda else CHUNK
+    size = max(1, len(x)) if x.is_cuda else CHUNK
     return [slice(start, start + size) for start in range(0, len(x), size)]

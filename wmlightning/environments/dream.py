@@ -7,6 +7,7 @@ A dreamer acts at a state whose memory has not yet consumed it, exactly as in th
 state it arrives at.
 """
 
+import math
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -65,7 +66,7 @@ class Dream(Recorded):
         done: bool | float = False,
         num_starts: int = 1000,
     ) -> None:
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f"the dream's temperature is {temperature} but must be above 0: 1 is what M has learned")
         for name, count in (("max_steps", max_steps), ("num_starts", num_starts)):
             if count < 1:

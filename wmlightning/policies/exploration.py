@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wmlightning.interfaces import Carry
+from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded
 
 
@@ -111,6 +112,7 @@ class SmoothNoisePolicy(ExplorationPolicy):
         discrete: bool = False,
     ) -> None:
         super().__init__(action_size, discrete)
+        at_least(0, scale=scale)
         if timescale <= 0:
             raise ValueError(f"timescale is {timescale} decisions but must be above 0: 10 is a good start")
         if mean is not None and len(mean) != action_size:

@@ -107,7 +107,7 @@ class ActorCritic(JointStage):
         activation: "elu" or "relu".
         action_size: numbers in an action, and
         feature_size: width of the world model's features; null for those of the world model it is put beside.
-        seed: names the stream of learning noise.
+        seed: names the stream of learning noise; inside an agent the agent's holds.
 
     Raises:
         ValueError: if a number is out of its range, the horizon leaves no term, or the objective needs a critic and

@@ -15,6 +15,7 @@ from wmlightning.networks.controller import Controller
 from wmlightning.optimizers.cmaes import CMAES
 from wmlightning.policies.latent import LatentPolicy
 from wmlightning.ranges import at_least
+from wmlightning.rehearsal import check_there
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.games import DreamtGames, RealGames
 from wmlightning.stages.mdn_rnn import MDNRNN
@@ -106,7 +107,8 @@ class CMAESController(Stage):
             raise ValueError(f"population is {population} but antithetic seeds pair candidates: make it even")
         at_least(1, episodes=episodes, generations_per_epoch=generations_per_epoch)
         at_least(1, evaluation_episodes=evaluation_episodes, num_envs=num_envs)
-        at_least(0, evaluate_every=evaluate_every, num_workers=num_workers, hidden_size=hidden_size)
+        at_least(0, evaluate_every=evaluate_every, num_workers=num_workers)
+        at_least(0, hidden_size=hidden_size, weight_decay=weight_decay)
         self.automatic_optimization = False
         self.model: MDNRNN = loaded(model, MDNRNN)
         # The recipe must not depend on a path: the checkpoint alone rebuilds V and M too.
@@ -253,7 +255,9 @@ class CMAESController(Stage):
             logger.log_metrics({"controller/evaluated_return": mean_return}, step=int(self.steps_played))
 
     def check_parts(self) -> None:
-        """The environment's actions must be those that M was trained on."""
+        """The environment's actions must be those that M was trained on, and dreams have somewhere to begin."""
+        if self.dream is not None and self.dream.starts is not None:
+            check_there(self.dream.starts)
         size, known = self.environment.spec.action_size, self.model.dynamics.action_size
         if size != known:
             raise ValueError(

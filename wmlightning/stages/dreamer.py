@@ -66,6 +66,9 @@ class Dreamer(WorldModelAgent):
         self.exploration, self.epsilon = exploration, epsilon
         for value in (0.0,) if epsilon is None else (epsilon.start, epsilon.end):
             check_exploration(actor_critic.distribution, exploration, value)
+        label, discount = self.world_model.cont_head.label, actor_critic.discount
+        if label < 1 and discount < 1:
+            raise ValueError(f"cont_label {label} and discount {discount} would both discount: set one of them to 1")
         actor_critic.build(self.world_model.dynamics.action_size, self.world_model.dynamics.feature_size)
         if not learn_model:
             self.world_model.requires_grad_(False)

@@ -91,7 +91,7 @@ class MDNRNN(Stage):
     ) -> None:
         super().__init__(seed)
         above(0, learning_rate=learning_rate, final_learning_rate=final_learning_rate, clip_value=clip_value)
-        at_least(0, curiosity=curiosity)
+        at_least(0, curiosity=curiosity, done_weight=done_weight, learning_rate_decay=learning_rate_decay)
         self.vae: VAE = loaded(vae, VAE)
         # The recipe must not depend on a path: the checkpoint alone rebuilds V too.
         self.__dict__["_arguments"]["vae"] = self.vae

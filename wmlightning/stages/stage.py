@@ -26,7 +26,8 @@ class Stage(Recorded, lightning.LightningModule):
     and no generator state is saved. The checkpoint holds a recipe (see `wmlightning.recipes`) beside the weights.
 
     Args:
-        seed: names the stream of learning noise; the command line passes `seed_everything` on.
+        seed: names the stream of learning noise; the command line passes `seed_everything` on. Inside another stage the
+            outer one's holds.
     """
 
     def __init__(self, seed: int = 0) -> None:

@@ -115,7 +115,7 @@ class WorldModel(JointStage):
         max_norm: the gradient is scaled down to this norm where it is longer.
         decay: share of every weight that is lost at an update.
         warmup: updates over which the learning rate grows linearly to its value; 0 for none.
-        seed: names the stream of learning noise.
+        seed: names the stream of learning noise; inside an agent the agent's holds.
 
     Raises:
         ValueError: if the dynamics expect other embeds than the encoder gives, or a number is out of its range.

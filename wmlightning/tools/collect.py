@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from datamodules.background import InBackground
 from datamodules.episode import Episode
 from datamodules.files import DamagedEpisode, EpisodeName, Reader, check_writable, with_file
 from datamodules.store import EpisodeStore
 from datamodules.writer import EpisodeWriter
+from wmlightning.bars import progress_bar
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Policy
@@ -77,7 +77,7 @@ def collect(
             none of policy and agent are given, or nearly every episode is too short.
     """
     started = time.monotonic()
-    acting = check(environment, path, policy, agent, noise, episodes, seed, num_envs, num_workers)
+    acting = check(environment, path, policy, agent, noise, episodes, seed, num_envs, num_workers, compression)
     store = EpisodeStore(path, compression=compression)
     check_same_collection(store, environment, seed)
     first = 1 + max((name.index for name in store.listing if name.birth < iteration), default=-1)
@@ -94,7 +94,7 @@ def collect(
         rows = num_envs if agent else min(num_envs, len(missing))
         with (
             environment.vector(rows, num_workers) as envs,
-            progress_bar(episodes, before) as progress,
+            episode_bar(episodes, before) as progress,
             InBackground(writer) as background,
         ):
             played += rollout(envs, acting, seeds, indices=missing, writer=background, progress=progress)
@@ -133,6 +133,7 @@ def check(
     seed: int,
     num_envs: int,
     num_workers: int,
+    compression: str | None,
 ) -> Policy:
     """Checks a collection's arguments, without playing; gives the policy that acts.
 
@@ -142,6 +143,7 @@ def check(
     check_writable(Path(path) / "episode.h5")
     at_least(1, episodes=episodes, num_envs=num_envs)
     at_least(0, seed=seed, num_workers=num_workers)
+    EpisodeStore(path, compression=compression)
     promise(path, environment.spec)
     for name, part in (("policy", policy), ("noise", noise)):
         environment.check_policy(part, name)
@@ -186,10 +188,10 @@ class LongEpisodes(EpisodeWriter):
 
 
 @contextmanager
-def progress_bar(episodes: int, done: int) -> Iterator[Callable[[int, int, int], None]]:
+def episode_bar(episodes: int, done: int) -> Iterator[Callable[[int, int, int], None]]:
     """A bar of episodes, and what `rollout` calls to move it."""
     began = time.monotonic()
-    with tqdm(total=episodes, initial=done, desc="collect", unit="episode") as bar:
+    with progress_bar(total=episodes, initial=done, desc="collect", unit="episode") as bar:
 
         def progress(finished: int, _: int, decisions: int) -> None:
             new = finished + bar.initial - bar.n

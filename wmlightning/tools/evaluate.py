@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
-from tqdm import tqdm
 
 from datamodules.files import check_writable, write_atomically
+from wmlightning.bars import progress_bar
 from wmlightning.callbacks.driving import drive, drive_dream
 from wmlightning.callbacks.images import Picture, encode_gif
 from wmlightning.callbacks.scores import evaluation_seeds, interval, statistics
@@ -192,7 +192,7 @@ def _beside(result: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
 
 def _play(name: str, policy: Policy, envs: Any, seeds: list[int]) -> dict[str, Any]:
     started = time.monotonic()
-    with tqdm(total=len(seeds), desc=f"evaluate {name}", unit="episode") as bar:
+    with progress_bar(total=len(seeds), desc=f"evaluate {name}", unit="episode") as bar:
 
         def progress(finished: int, total: int, decisions: int) -> None:
             if finished > bar.n:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from datamodules.files import write_atomically
 from wmlightning.callbacks.charts import line_chart
-from wmlightning.tools.tables import find
+from wmlightning.tools.tables import check_places, find
 
 Place = str | list[str]
 """A place in an iteration's report, or two of them: the first less the second."""
@@ -38,6 +38,15 @@ class Loop:
     charts: dict[str, dict[str, Place]] = field(default_factory=dict)
     value: str | None = None
     at_least: float | int = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.at_least, float | int):
+            raise TypeError(f"at_least is {self.at_least!r} but is a number")
+        if not isinstance(self.charts, dict) or not all(isinstance(curves, dict) for curves in self.charts.values()):
+            raise TypeError(f"charts is {self.charts!r} but names charts, and in each its curves")
+        places = [place for curves in self.charts.values() for place in curves.values()]
+        flat = [one for place in places for one in (place if isinstance(place, list) else [place])]
+        check_places(*flat, *([self.steps] if self.steps else []), *([] if self.value is None else [self.value]))
 
     def solved(self, report: dict[str, Any]) -> bool:
         """Whether an iteration's report says that the task is solved."""

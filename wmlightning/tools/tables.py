@@ -28,6 +28,11 @@ class Comparison:
     better: str = "higher"
     margin: str | None = None
 
+    def __post_init__(self) -> None:
+        check_places(self.value, self.baseline, *([] if self.margin is None else [self.margin]))
+        if self.better not in ("higher", "lower"):
+            raise TypeError(f"better is {self.better!r} but is higher or lower")
+
 
 @dataclass(frozen=True)
 class SweepRow:
@@ -101,6 +106,13 @@ def format_sweep(summary: dict[str, Any], sweep: Sweep) -> list[str]:
     lines = [" | ".join(f"{text:>{wide[k]}}" for k, text in enumerate(line)) for line in cells]
     lines = [red(line) if "NOT MEASURED" in line else line for line in lines]
     return [*lines, *([sweep.note] if sweep.note else [])]
+
+
+def check_places(*places: Any) -> None:
+    """Makes sure that each is written as a place in the summary is, `section.name`; raises TypeError if one is not."""
+    for place in places:
+        if not isinstance(place, str) or not all(place.partition(".")[::2]):
+            raise TypeError(f"{place!r} is no place: write section.name, such as controller.mean_return")
 
 
 def find(summary: dict[str, Any], place: str) -> float | int | None:
