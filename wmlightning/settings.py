@@ -266,7 +266,7 @@ def steps_of(pipeline: dict[str, Any], out: Path) -> list[Step]:
         for word in words:
             if unknown := re.search(r"\{[a-z]\w*(\.\w+)*\}", word):
                 raise ValueError(
-                    f"stage {name} has {word}, but nothing is named {unknown[0]}: {_any(sorted(names))} are"
+                    f"stage {name} has {word}, but nothing is named {unknown[0]}: write {_any(sorted(names))}"
                 )
         commands = [words]
         if stage.get("test"):
