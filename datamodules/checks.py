@@ -1,7 +1,9 @@
 """What may enter a store, and what is wrong with the files of one."""
 
 import os
+from typing import Any
 
+import h5py
 import numpy as np
 
 from datamodules.episode import Episode, Spec
@@ -45,6 +47,18 @@ def difference(spec: Spec, wanted: Spec) -> str:
     return ""
 
 
+def contradiction(path: str) -> str:
+    """What in a sound file no episode can hold, in words; empty if there is nothing."""
+    file: Any = h5py.File(path, "r", locking=False)
+    with file:
+        action, ends = file["actions"][()], file["terminations"][()]
+    if np.abs(action).max(initial=0.0) > 1 + 1e-6:
+        return f"actions reach {np.abs(action).max():.4g} but lie in [-1, 1]: record it again"
+    if ends[:-1].any():
+        return f"ends after {int(ends.argmax()) + 1} of {len(ends)} steps and yet goes on: record it again"
+    return ""
+
+
 def leftovers(folder: str) -> list[str]:
     """Names of unfinished files in a store, of a writer that was killed or is at work. No reader looks at them."""
     return sorted(entry for entry in os.listdir(folder) if entry.endswith(".tmp"))
@@ -72,8 +86,7 @@ def verify(folder: str) -> list[str]:
             problems.append(str(error))
             continue
         wanted = wanted or found
-        if difference(found, wanted):
-            problems.append(f"{entry}: {difference(found, wanted)}")
+        problems += [f"{entry}: {wrong}" for wrong in (difference(found, wanted), contradiction(path)) if wrong]
         other = taken.setdefault(name.place, entry)
         if other != entry:
             which = "index, rank and part" if name.part else "index and rank"

@@ -77,6 +77,17 @@ def test_a_damaged_file_cannot_be_read_and_is_counted_once(store_of, kind):
     assert len(store.read(2)) == 10
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [("actions", 7.0, r"actions reach 7 but lie in \[-1, 1\]"), ("terminations", True, "ends after 4 of 9 steps")],
+)
+def test_verify_names_what_no_episode_can_hold(store_of, name, value, says):
+    store = store_of([10, 10])
+    rewrite(f"{store.path}/{store.names[1]}", lambda file: file[name].__setitem__(3, value))
+    (problem,) = store.verify()
+    assert re.search(f"ep-00000001-0-0-10.h5: {says}", problem)
+
+
 def test_verify_names_what_does_not_belong_there(store_of):
     store = store_of([10, 10])
     folder = store.path
