@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+ROWS = "rows"
+"""In a folder of episodes, where the rows of the longest that it can hold are promised."""
 _REHEARSALS: list[dict[str, Any]] = []
 
 

@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from datamodules.datamodule import EpisodeDataModule
 from datamodules.datasets import WholeEpisode
 from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
-from wmlightning.rehearsal import check_there, promise, promised
+from wmlightning.rehearsal import ROWS, check_there, promise, promised
 from wmlightning.stages.codes import foreign_codes
 from wmlightning.stages.vae import VAE
 
@@ -77,6 +78,7 @@ class CodeWriter(BasePredictionWriter):
         if spec is not None:
             shape = (vae.latent_size,), "float16"
             promise(self.path, replace(spec, observation={"mean": shape, "logvar": shape}))
+            promise(Path(self.path) / ROWS, promised(Path(images) / ROWS))
 
     def write_on_batch_end(
         self,

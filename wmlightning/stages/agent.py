@@ -6,6 +6,7 @@ from typing import Any
 from datamodules.episode import Batch, Spec
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.stages.optimization import JointStage
+from wmlightning.stages.specs import check_windows
 from wmlightning.stages.world_model import WorldModel
 
 
@@ -43,6 +44,7 @@ class WorldModelAgent(JointStage, ABC):
 
     def check_data(self, data: Any) -> None:
         """The world model must be able to read the episodes, and they must have been recorded in the environment."""
+        check_windows(self.environment.longest, data, f"episodes of {self.environment.id}")
         self.world_model.check_data(data)
         store = getattr(data, "store", None)
         if store is not None:

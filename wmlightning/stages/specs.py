@@ -1,5 +1,7 @@
 """What a stage wants of the episodes it is given, refused in words before anything is learnt."""
 
+from typing import Any
+
 from datamodules.episode import Spec
 
 
@@ -24,6 +26,25 @@ def check_images(spec: Spec, what: str, channels: int, setting: str) -> None:
         cure = f"set {setting} to {shape[-1]}" if tuple(shape)[:2] == (64, 64) else "record images of 64x64"
     found = f"{kind} images of {tuple(shape)}" if shape else f"{', '.join(spec.observation)} but no image"
     raise ValueError(f"{what} have {found} but uint8 (64, 64, {channels}) is read: {cure}")
+
+
+def check_windows(longest: int | None, data: Any, what: str) -> None:
+    """Makes sure that the windows of a datamodule fit into the longest episode that there can be.
+
+    Args:
+        longest: its rows; None where that is not known.
+        data: the datamodule; one without a sampler of ours is taken.
+        what: the episodes, named in the error.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    needed = getattr(getattr(getattr(data, "dataset", None), "sampler", None), "min_rows", 1)
+    if longest is not None and longest < needed:
+        raise ValueError(
+            f"windows need {needed} rows but {what} have {longest} at most: lower the sampler's length, or use "
+            "ChainedWindows"
+        )
 
 
 def check_action_size(found: int, wanted: int, what: str) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from datamodules.episode import Spec
 from wmlightning.recipes import Recorded, build_recipe, recipe_of
-from wmlightning.rehearsal import promised
+from wmlightning.rehearsal import ROWS, promised
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.progress import PER_EPOCH, settle_progress
+from wmlightning.stages.specs import check_windows
 
 
 class Stage(Recorded, lightning.LightningModule):
@@ -59,6 +60,7 @@ class Stage(Recorded, lightning.LightningModule):
         store = getattr(data, "store", None)
         if store is None:
             return
+        check_windows(promised(Path(store.path) / ROWS), data, f"episodes in {store.path}")
         spec = promised(store.path) or (store.spec if len(store) else None)
         if spec is not None:
             self.check_spec(spec, f"the episodes in {store.path}")

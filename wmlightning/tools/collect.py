@@ -21,7 +21,7 @@ from wmlightning.interfaces import Policy
 from wmlightning.policies.exploration import ExplorationPolicy
 from wmlightning.policies.noisy import NoisyPolicy
 from wmlightning.ranges import at_least
-from wmlightning.rehearsal import promise
+from wmlightning.rehearsal import ROWS, promise
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.stage import load
 
@@ -145,6 +145,7 @@ def check(
     at_least(0, seed=seed, num_workers=num_workers)
     EpisodeStore(path, compression=compression)
     promise(path, environment.spec)
+    promise(Path(path) / ROWS, environment.longest)
     for name, part in (("policy", policy), ("noise", noise)):
         environment.check_policy(part, name)
     if (policy is None) == (agent is None):
