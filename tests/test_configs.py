@@ -139,7 +139,8 @@ def test_the_pendulum_swings_through_two_iterations(name, tmp_path):
     changes = ["environment.init_args.time_limit=60", "collect.episodes=3", "vae.trainer.max_steps=2"]
     for stage in ("loop.mdn_rnn", "loop.controller", *(["loop.vae"] if name == "iterative_v" else [])):
         changes.append(f"{stage}.trainer.max_steps=2")
-    changes += ["loop.collect.episodes=2", "loop.mdn_rnn.data.dataset.sampler.length=25", "loop.evaluate.episodes=2"]
+    changes += [f"{stage}.data.dataset.sampler.length=25" for stage in ("mdn_rnn", "loop.mdn_rnn")]
+    changes += ["loop.collect.episodes=2", "loop.evaluate.episodes=2"]
     changes += ["loop.mdn_rnn.trainer.callbacks=[]", "loop.controller.model.evaluate_every=1"]
     changes += [] if name == "iterative_one_pass" else ["iterations=2"]
     words = [word for change in changes for word in ("--set", change)]

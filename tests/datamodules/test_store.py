@@ -40,10 +40,11 @@ def episodes(draw):
         shape = (rows, *draw(hnp.array_shapes(min_dims=0, max_dims=3, max_side=3)))
         observation[key] = draw(hnp.arrays(dtype, shape, elements={"allow_nan": True} if "float" in dtype else None))
     finite = {"allow_nan": False, "allow_infinity": False}
-    action = draw(hnp.arrays(np.float32, (rows, draw(st.integers(1, 4))), elements=finite))
+    within = {"min_value": -1, "max_value": 1}
+    action = draw(hnp.arrays(np.float32, (rows, draw(st.integers(1, 4))), elements=within))
     reward = draw(hnp.arrays(np.float32, rows, elements=finite))
-    is_terminal = draw(hnp.arrays(np.bool_, rows))
-    action[0], reward[0], is_terminal[0] = 0, 0, False
+    is_terminal = np.arange(rows) == (rows - 1 if draw(st.booleans()) else rows)
+    action[0], reward[0] = 0, 0
     plain = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text("aé ☃/", max_size=9)
     metadata = draw(st.dictionaries(st.text("abc_ 1é", min_size=1, max_size=9), plain, max_size=3))
     return Episode(observation, action, reward, np.arange(rows) == 0, is_terminal, metadata)
