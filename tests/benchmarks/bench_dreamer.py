@@ -60,6 +60,9 @@ class Alone(Dreamer):
     def setup(self, stage: str) -> None:
         """Asks nothing."""
 
+    def check_data(self, data: Any) -> None:
+        """Asks nothing."""
+
 
 class Tick(Callback):
     """Calls a function after every update."""

@@ -156,7 +156,8 @@ class GRU(nn.Module):
         gates, candidate = shares.split([2 * self.hidden_size, self.hidden_size], -1)
         reset, update = torch.addmm(gates, hidden, self.gate_weight.t()).sigmoid().chunk(2, -1)
         candidate = torch.tanh(torch.addmm(candidate, reset * hidden, self.candidate_weight.t()))
-        return candidate + update * (hidden - candidate)
+        # float32, also where mixed precision has made candidate and update of fewer bits.
+        return torch.lerp(candidate.float(), hidden.float(), update.float())
 
 
 class KerasGRU(nn.Module):

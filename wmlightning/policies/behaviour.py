@@ -114,6 +114,12 @@ def check_exploration(distribution: ActionDistribution, exploration: float, epsi
     if not 0 <= epsilon <= 1:
         raise ValueError(f"epsilon is {epsilon} but is a probability: give a number in [0, 1]")
     if distribution.discrete and exploration:
-        raise ValueError(f"exploration is noise on continuous actions, but {kind} gives one-hot ones: give epsilon")
+        raise ValueError(
+            f"exploration is noise on continuous actions, but {kind} gives one-hot ones: give epsilon, or, where the "
+            "environment takes numbers, TanhNormal or TruncatedNormal as actor_critic.actor"
+        )
     if not distribution.discrete and epsilon:
-        raise ValueError(f"epsilon chooses among discrete actions, but {kind} gives continuous ones: give exploration")
+        raise ValueError(
+            f"epsilon chooses among discrete actions, but {kind} gives continuous ones: give exploration, or, where "
+            "the environment takes choices, OneHot as actor_critic.actor"
+        )
