@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 
 from datamodules.episode import Episode, Spec
-from datamodules.files import DamagedEpisode, EpisodeName, inspect
+from datamodules.files import CHUNK, DamagedEpisode, EpisodeName, inspect
 
 
 def check_episode(episode: Episode, spec: Spec | None) -> None:
@@ -34,6 +34,8 @@ def check_episode(episode: Episode, spec: Spec | None) -> None:
             )
     if not np.isfinite(episode.action).all():
         raise ValueError("the episode has an action that is not finite: mend the policy that chose it")
+    if wrong := _impossible(episode.action, episode.is_terminal[1:]):
+        raise ValueError(f"the episode {wrong}: mend what recorded it")
     if spec is not None and difference(episode.spec, spec):
         raise ValueError(f"{difference(episode.spec, spec)}: give another environment's episodes a folder of their own")
 
@@ -44,19 +46,37 @@ def difference(spec: Spec, wanted: Spec) -> str:
         return f"actions have size {spec.action_size} but those of the store have {wanted.action_size}"
     if spec.observation != wanted.observation:
         return f"observations are {spec.observation} but those of the store are {wanted.observation}"
+    if spec.discrete != wanted.discrete:
+        kinds = {True: "one-hot choices", False: "numbers in [-1, 1]"}
+        return f"actions are {kinds[spec.discrete]} but those of the store are {kinds[wanted.discrete]}"
+    return ""
+
+
+def _impossible(action: np.ndarray, ends: np.ndarray) -> str:
+    """What no episode can hold, in words; empty if there is nothing. `ends`: terminal, or cut short, at each step."""
+    if np.abs(action).max(initial=0.0) > 1 + 1e-6:
+        return f"has actions that reach {np.abs(action).max():.4g} but lie in [-1, 1]"
+    if ends[:-1].any():
+        return f"ends after {int(ends.argmax()) + 1} of {len(ends)} steps and yet goes on"
     return ""
 
 
 def contradiction(path: str) -> str:
-    """What in a sound file no episode can hold, in words; empty if there is nothing."""
+    """What in a sound file no episode can hold, in words; empty if there is nothing.
+
+    Of the observations those are read that are packed, for they may not unpack; raw bytes say nothing of themselves.
+    """
     file: Any = h5py.File(path, "r", locking=False)
     with file:
-        action, ends = file["actions"][()], file["terminations"][()]
-    if np.abs(action).max(initial=0.0) > 1 + 1e-6:
-        return f"actions reach {np.abs(action).max():.4g} but lie in [-1, 1]: record it again"
-    if ends[:-1].any():
-        return f"ends after {int(ends.argmax()) + 1} of {len(ends)} steps and yet goes on: record it again"
-    return ""
+        for name, data in file["observations"].items():
+            try:
+                for at in range(0, len(data) if data.chunks else 0, CHUNK):
+                    data[at : at + CHUNK]
+            except (OSError, RuntimeError) as error:
+                return f"observations/{name} cannot be unpacked ({' '.join(str(error).split())}): record it again"
+        ends = file["terminations"][()] | file["truncations"][()]
+        wrong = _impossible(file["actions"][()], ends)
+    return wrong and f"{wrong}: record it again"
 
 
 def leftovers(folder: str) -> list[str]:

@@ -39,6 +39,8 @@ COLUMNS = {
     "truncations": (1, "bool"),
 }
 """Axes and dtype of every dataset but the observations."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system calls a disk or a quota that is full."""
 CHUNK = 16
 """Frames that are compressed together: a window of 50 unpacks 14 frames too many on average."""
 
@@ -148,9 +150,25 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None
     Args:
         path: the file; its folder is made if need be.
         write: called with the open binary file.
+
+    Raises:
+        OSError: if it cannot; of a full disk in one line that says what to do.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _replace(path, write)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        free = megabytes(shutil.disk_usage(path.parent).free)
+        words = f"the disk under {path.parent} is full ({free} free), {path.name} was not written: free some space"
+        full = OSError(words)
+        full.errno = error.errno
+        raise full from error
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     # Beside the target, because a rename is atomic only inside one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -196,7 +214,7 @@ def write_episode(folder: str, name: str, content: bytes) -> None:
     try:
         write_atomically(os.path.join(folder, name), lambda file: file.write(content))
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             free = shutil.disk_usage(folder).free
             raise OSError(
                 f"the disk under {folder} is full ({megabytes(free)} free, this episode takes "

@@ -16,7 +16,7 @@ LEAST = {
     "bench_dreamer": f"{ONCE} --rows v2-8x16 --allocators kept",
     "bench_dreaming": f"{ONCE} --rows 'LSTM 256, shared'",
     "bench_environments": "--rounds 1 --steps 8 --only car",
-    "bench_mdn_rnn": ONCE,
+    "bench_mdn_rnn": f"{ONCE} --rows transitions",
     "bench_planet": f"{ONCE} --allocator kept --rows 'frames, training'",
     "bench_vae": ONCE,
     "bench_windows": "--frames 500 --rounds 1 --episodes 20",

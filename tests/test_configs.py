@@ -298,6 +298,7 @@ SAYS = {
         WORLD + "contrastive": "Contrastive",
     },
     "dreamer_v1/dmc.yaml dreamer_v1/no_value.yaml": {BEHAVIOUR + "has_critic": False},
+    "dreamer_v1/discrete.yaml dreamer_v1/no_value.yaml": {BEHAVIOUR + "has_critic": False, WORLD + "cont_label": 1.0},
     "dreamer_v1/dmc.yaml dreamer_v1/rnn.yaml": {WORLD + "dynamics": "RNN"},
     "dreamer_v1/dmc.yaml dreamer_v1/ssm.yaml": {WORLD + "dynamics": "SSM"},
     "dreamer_v2/atari.yaml dreamer_v2/dynamics_only.yaml": {BEHAVIOUR + "objective": "DynamicsBackprop"},
@@ -439,7 +440,7 @@ def test_random_collection_draws_every_action_anew_and_evaluates_by_planning(nam
     policy = next(callback.policy for callback in built.trainer.callbacks if hasattr(callback, "policy"))
     assert type(policy).__name__ == "HeldActionsPolicy"
     assert (policy.max_hold, policy.action_size) == (1, built.model.world_model.dynamics.action_size)
-    assert any(type(callback).__name__ == "EvaluateAgent" for callback in built.trainer.callbacks)
+    assert any(type(callback).__name__ == "Evaluate" for callback in built.trainer.callbacks)
 
 
 def test_the_first_releases_loss_is_twice_that_of_its_file():

@@ -1,5 +1,7 @@
 """Checkpoints that are whole or absent, and the last checkpoint of a run."""
 
+import io
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes the checkpoint; see `write_atomically`."""
-        write_atomically(path, lambda file: torch.save(checkpoint, file))
+        # In memory first: torch says of a full disk only that it is in an unexpected place.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_atomically(path, lambda file: file.write(content.getbuffer()))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint; `weights_only` is on unless switched off by name."""
@@ -58,8 +63,8 @@ class LastCheckpoint(Checkpoint):
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Starts the clock."""
-        self._saved_at = time.monotonic()
+        """The first batch saves: from then on there is something to go on from, whatever an agent has played since."""
+        self._saved_at = -math.inf
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Saves if it is time; rank 0's clock decides for all."""

@@ -197,6 +197,7 @@ def run(args: list[str]) -> int:
     rehearse([step for step in steps if read_result(out / step.name) is None])
     again = typed("wmlightning", "run", *args, *([] if given.out else ["--out", str(out)]))
     with claim_folder(out, pipeline):
+        say(f"{out}: after a stop go on with: {again}")
         try:
             run_pipeline(steps, out, execute, table, loop, sweep)
         except BaseException:

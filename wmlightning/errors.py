@@ -3,19 +3,26 @@
 import contextlib
 import importlib
 import os
+import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from datamodules.files import FULL
 
 PACKAGES = (Path(__file__).parent, Path(importlib.import_module("datamodules").__file__ or "").parent)
 
 
 def last_words(error: Exception) -> str:
     """The one line that a command ends with. Where the message alone would say little it gets its type and a place."""
+    if isinstance(error, OSError) and error.errno in FULL and error.strerror:
+        return f"a disk is full ({one_line(error)}): free some space and go on; what was finished is whole"
     if expected(error):
         return one_line(error)
     places = [frame for frame in traceback.extract_tb(error.__traceback__) if _ours(frame.filename)]
@@ -54,20 +61,27 @@ def expected(error: BaseException) -> bool:
 def clean_warnings() -> Iterator[None]:
     """Prints warnings as `wmlightning: warning: ...`, without the line of code that gave them.
 
-    With WMLIGHTNING_DEBUG they keep their place.
+    So also what a thread could not read or write: TensorBoard's writes by itself, and the command hears of it next
+    time. With WMLIGHTNING_DEBUG all keep their place.
     """
-    before = warnings.formatwarning
+    before, threads = warnings.formatwarning, threading.excepthook
 
     def clean(message: Warning | str, category: type[Warning], *place: object) -> str:
         if os.environ.get("WMLIGHTNING_DEBUG") or category is not UserWarning:
             return before(message, category, *place)  # type: ignore[arg-type]
         return f"wmlightning: warning: {' '.join(str(message).split())}\n"
 
+    def ended(thread: Any) -> None:
+        if os.environ.get("WMLIGHTNING_DEBUG") or not isinstance(thread.exc_value, OSError):
+            return threads(thread)
+        return print(clean(thread.exc_value, UserWarning), end="", file=sys.stderr)
+
     warnings.formatwarning = clean  # type: ignore[assignment]
+    threading.excepthook = ended
     try:
         yield
     finally:
-        warnings.formatwarning = before
+        warnings.formatwarning, threading.excepthook = before, threads
 
 
 def _ours(filename: str) -> bool:

@@ -7,7 +7,7 @@ from online_support import BATCHES, agent, collector, data, files, fit
 from torch.testing import assert_close
 
 from wmlightning.callbacks.collect import episode_seed
-from wmlightning.callbacks.evaluate import EvaluateAgent
+from wmlightning.callbacks.evaluate import Evaluate
 
 
 class Report(Callback):
@@ -43,7 +43,7 @@ def run(folder, way, name="whole", saving=(), ckpt_path=None, **limit):
     folder.joinpath(name).mkdir(parents=True)
     fit(
         folder,
-        callbacks=[EvaluateAgent(every_epochs=1, episodes=3), Report(folder / name)],
+        callbacks=[Evaluate(every_epochs=1, episodes=3), Report(folder / name)],
         collect=collector(**way, num_envs=1),
         player=agent(),
         saving=saving,

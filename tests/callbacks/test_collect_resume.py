@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from online_support import BATCHES, agent, collector, continued, data, files, fit
 from torch.testing import assert_close
 
-from wmlightning.callbacks.evaluate import EvaluateAgent
+from wmlightning.callbacks.evaluate import Evaluate
 from wmlightning.checkpoints import LastCheckpoint
 from wmlightning.environments.dummy import DummyPixels
 
@@ -45,7 +45,7 @@ def run(folder, arm=None, sent=signal.SIGTERM, **options):
     Mortal.countdown, Mortal.sent = arm or 0, sent
     return fit(
         folder,
-        callbacks=[EvaluateAgent(every_epochs=2, episodes=3, num_envs=2)],
+        callbacks=[Evaluate(every_epochs=2, episodes=3, num_envs=2)],
         player=agent(id="tests/Mortal-v0"),
         log_every_n_steps=3,
         **options,

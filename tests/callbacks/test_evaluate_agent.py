@@ -6,13 +6,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from online_support import Chaser, environment, files, fit
 from PIL import Image
 
-from wmlightning.callbacks.evaluate import EvaluateAgent
+from wmlightning.callbacks.evaluate import Evaluate
 from wmlightning.callbacks.scores import evaluation_seeds
 from wmlightning.tools.evaluate import evaluate
 
 
 def test_it_finds_what_evaluate_finds_and_leaves_no_trace(tmp_path):
-    callbacks = [EvaluateAgent(every_epochs=2, episodes=4, num_envs=2)]
+    callbacks = [Evaluate(every_epochs=2, episodes=4, num_envs=2)]
     run = fit(tmp_path / "with", callbacks, max_epochs=4)
     returns, intervals = (run.curves.named(f"evaluate/{name}") for name in ("return", "return_ci95"))
     # Against environment steps: 3 episodes of the prefill and 2 an epoch, of 7 steps.
@@ -31,23 +31,23 @@ def test_every_episode_has_a_seed_of_its_own():
 
 
 def test_the_first_episode_is_filmed_from_reset_to_end(tmp_path):
-    fit(tmp_path, [EvaluateAgent(every_epochs=1, episodes=3, num_envs=2)], max_epochs=1)
+    fit(tmp_path, [Evaluate(every_epochs=1, episodes=3, num_envs=2)], max_epochs=1)
     with Image.open(tmp_path / "pictures/episode.gif") as film:
         assert film.n_frames == 5, "four decisions and the reset"
 
 
 def test_checkpoints_can_be_chosen_by_it(tmp_path):
     best = ModelCheckpoint(tmp_path, "best", monitor="evaluate/return", mode="max")
-    run = fit(tmp_path, [EvaluateAgent(every_epochs=1, episodes=2)], saving=[best], max_epochs=3)
+    run = fit(tmp_path, [Evaluate(every_epochs=1, episodes=2)], saving=[best], max_epochs=3)
     assert float(best.best_model_score) == pytest.approx(max(value for _, value in run.curves.named("evaluate/return")))
 
 
 def test_bad_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="every_epochs is 0 but must be at least 1"):
-        EvaluateAgent(every_epochs=0)
+        Evaluate(every_epochs=0)
     with pytest.raises(ValueError, match="seed is -1"):
-        EvaluateAgent(seed=-1)
+        Evaluate(seed=-1)
     player = Chaser(environment())
     del player.environment
-    with pytest.raises(ValueError, match="EvaluateAgent wants an agent with a policy and an environment"):
-        EvaluateAgent().setup(Trainer(logger=False), player, "fit")
+    with pytest.raises(ValueError, match="Evaluate wants an agent with a policy and an environment"):
+        Evaluate().setup(Trainer(logger=False), player, "fit")

@@ -79,13 +79,31 @@ def test_a_damaged_file_cannot_be_read_and_is_counted_once(store_of, kind):
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
-    [("actions", 7.0, r"actions reach 7 but lie in \[-1, 1\]"), ("terminations", True, "ends after 4 of 9 steps")],
+    [
+        ("actions", 7.0, r"has actions that reach 7 but lie in \[-1, 1\]"),
+        ("terminations", True, "ends after 4 of 9 steps"),
+        ("truncations", True, "ends after 4 of 9 steps"),
+    ],
 )
 def test_verify_names_what_no_episode_can_hold(store_of, name, value, says):
     store = store_of([10, 10])
     rewrite(f"{store.path}/{store.names[1]}", lambda file: file[name].__setitem__(3, value))
     (problem,) = store.verify()
     assert re.search(f"ep-00000001-0-0-10.h5: {says}", problem)
+
+
+def test_verify_unpacks_what_is_packed(tmp_path, episode):
+    store = EpisodeStore(tmp_path, compression="gzip")
+    for number in range(2):
+        store.append(episode(number, 40))
+    path = tmp_path / store.names[1]
+    with h5py.File(path) as file:
+        where = file["observations/where"].id.get_chunk_info(1).byte_offset
+    content = bytearray(path.read_bytes())
+    content[where : where + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    (problem,) = store.verify()
+    assert re.match("ep-00000001-0-0-40.h5: observations/where cannot be unpacked .*: record it again", problem)
 
 
 def test_verify_names_what_does_not_belong_there(store_of):

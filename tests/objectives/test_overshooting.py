@@ -143,6 +143,9 @@ def test_observation_overshooting_on_paper():
         reward = torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None] - priors
         assert torch.equal(found.mask[0], mask)
         assert_close(found.loss[0], torch.where(mask, image + scale * reward, 0.0))
+        model, batch = model_of(scale), batch_of()
+        batch.observation["image"], model.pixels = PIXELS, lambda image: image.flatten(0, 1)
+        assert_close(observation_overshooting(model, posterior_of(), batch, 4).loss, found.loss)
 
 
 def test_the_parts_weigh_the_mean_over_distances_and_what_does_not_exist_counts_as_zero():

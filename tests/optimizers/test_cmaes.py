@@ -1,6 +1,8 @@
 """CMAES finds minima, is a function of its counters, and continues from its state bit for bit."""
 
+import copy
 import io
+import pickle
 import subprocess
 import sys
 
@@ -81,22 +83,25 @@ def test_lower_losses_attract_the_mean():
     torch.testing.assert_close(optimizer.mean.float(), parameter.detach())
 
 
-@pytest.mark.parametrize(("size", "cut", "total"), [(20, 1, 40), (20, 25, 40), (400, 2, 60), (400, 50, 60)])
+@pytest.mark.parametrize(
+    ("size", "population", "cut", "total"),
+    [(20, 40, 1, 40), (20, 40, 25, 40), (400, 40, 2, 60), (400, 40, 50, 60), (20, 4, 7, 90), (20, 5, 8, 90)],
+)
 @pytest.mark.parametrize("asked", [False, True], ids=["between generations", "in a generation"])
-def test_a_resumed_search_equals_an_uninterrupted_one_bit_for_bit(size, cut, total, asked):
+def test_a_resumed_search_equals_an_uninterrupted_one_bit_for_bit(size, population, cut, total, asked):
     loss = ellipsoid(size)
-    whole, optimizer = search(size, population=40)
+    whole, optimizer = search(size, population)
     for _ in range(total):
         optimizer.step(loss)
     assert optimizer.state_dict()["state"]["sampler.count_eigen"] > 1
 
-    first, begun = search(size, population=40)
+    first, begun = search(size, population)
     for _ in range(cut):
         begun.step(loss)
     if asked:
         begun.ask()
     state = saved_and_loaded({"first": first.detach(), "optimizer": begun.state_dict()})
-    second, resumed = search(size, population=40, start=7.0, sigma=9.0)
+    second, resumed = search(size, population, start=7.0, sigma=9.0)
     second.data.copy_(state["first"])
     resumed.load_state_dict(state["optimizer"])
     np.random.rand(3)  # noqa: NPY002 (the point: somebody else uses numpy's global state)
@@ -104,6 +109,13 @@ def test_a_resumed_search_equals_an_uninterrupted_one_bit_for_bit(size, cut, tot
         resumed.step(loss)
     assert torch.equal(whole, second)
     assert_same(optimizer.state_dict()["state"], resumed.state_dict()["state"])
+
+
+def test_a_copy_goes_on_as_the_search_does():
+    _, optimizer = search(6)
+    optimizer.step(ellipsoid(6))
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert torch.equal(copied.ask(), optimizer.ask())
 
 
 def test_candidates_neither_read_nor_move_the_global_random_states():
@@ -183,6 +195,8 @@ def test_mistakes_are_named():
         CMAES([parameter], sigma=0.0)
     with pytest.raises(ValueError, match="at least 4"):
         CMAES([parameter], population=3)
+    with pytest.raises(ValueError, match="seed is -1"):
+        CMAES([parameter], seed=-1)
 
 
 def test_the_checkpoints_seed_wins_with_a_warning():

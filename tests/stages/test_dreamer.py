@@ -286,6 +286,7 @@ def test_a_store_of_other_actions_is_refused(episodes):
         ("v1", {"behaviour": {"action_size": 2, "feature_size": 99}}, r"\(2, 99\) but the world model has \(2, 11\)"),
         ("v1", {"world_model": "nowhere.ckpt"}, "there is no checkpoint at nowhere.ckpt"),
         ("v2 atari", {"model": {"cont_label": 0.9}, "behaviour": {"discount": 0.9}}, "would both discount"),
+        ("v1 without a value", {"model": {"cont_layers": 1, "cont_label": 0.9}}, "a plain sum of rewards"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(kind, options, words):

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from datamodules import EpisodeStore
 from wmlightning.callbacks.collect import Collect
-from wmlightning.callbacks.evaluate import EvaluateAgent
+from wmlightning.callbacks.evaluate import Evaluate
 from wmlightning.networks.target import TargetNetwork
 from wmlightning.stages.dreamer import Dreamer
 from wmlightning.stages.world_model import WorldModel
@@ -55,7 +55,7 @@ def test_an_online_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, kind):
         agent = dreamer(kind, **({"exploration": 0.3} if kind == "v1" else {}))
         collect = Collect(prefill_episodes=2, episodes_per_epoch=2, num_envs=2)
         saving = ModelCheckpoint(folder, "cut", every_n_train_steps=3)
-        run = trainer([collect, EvaluateAgent(1, 2, 2, video=False), saving], default_root_dir=folder, **limit)
+        run = trainer([collect, Evaluate(1, 2, 2, video=False), saving], default_root_dir=folder, **limit)
         run.fit(agent, data(folder / "episodes"), ckpt_path=ckpt_path, weights_only=True)
         return agent, run.optimizers[0]
 

@@ -145,7 +145,7 @@ def test_a_published_curve_far_longer_than_ours_is_cut_off_between_its_points(cu
 
 
 def test_environment_steps_are_those_of_the_collector_or_of_the_agent_itself():
-    collected = {"callbacks": {"Collect": {"ledger": {"env_steps": 700}}, "EvaluateAgent": {"last": {}}}}
+    collected = {"callbacks": {"Collect": {"ledger": {"env_steps": 700}}, "Evaluate": {"last": {}}}}
     assert steps_trained(object(), collected) == 700
     assert steps_trained(SimpleNamespace(env_steps=torch.tensor(9)), {"callbacks": {}}) == 9
     assert steps_trained(object(), None) is None

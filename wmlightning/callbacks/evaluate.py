@@ -1,4 +1,4 @@
-"""How well an agent does while it trains: `EvaluateAgent`."""
+"""How well an agent does while it trains: `Evaluate`."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from wmlightning.callbacks.scores import evaluation_seeds, interval
 from wmlightning.ranges import at_least
 
 
-class EvaluateAgent(BetweenEpochs):
+class Evaluate(BetweenEpochs):
     """Plays the agent between epochs, without exploration noise; nothing of it is stored or counted.
 
     Every evaluation plays the same episodes, each with an environment seed of its own: those of `wmlightning evaluate`

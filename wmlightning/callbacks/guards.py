@@ -100,7 +100,7 @@ class StopOnNonFinite(Callback):
                 self._save(trainer, stage, path)
                 cure = (
                     f"the state from before it is in {path}; go on from there with --trainer.detect_anomaly=true to "
-                    "see which operation it is, or with other data or a smaller learning rate"
+                    "see which operation it is, or with other data; a smaller learning rate wants a fresh start"
                 )
             except OSError as error:
                 cure += f" (the state from before it cannot be written: {error})"

@@ -109,7 +109,11 @@ def latent_overshooting(
 
 
 def observation_overshooting(
-    model: Any, posterior: State, batch: Batch, distance: int, pixels: Float[Tensor, "batch time c h w"]
+    model: Any,
+    posterior: State,
+    batch: Batch,
+    distance: int,
+    pixels: Float[Tensor, "batch time c h w"] | None = None,
 ) -> Overshot:
     """The negative log-likelihood of every image and reward under the priors made 1 to D steps before.
 
@@ -118,17 +122,21 @@ def observation_overshooting(
     Images are drawn again in the backward pass instead of being kept: D times a window's would not fit into memory.
 
     Args:
-        model: with `dynamics`, `image_nats(features, pixels)`, `reward_nats(features, reward)` and `reward_scale`.
+        model: with `dynamics`, `image_nats(features, pixels)`, `reward_nats(features, reward)`, `pixels(image)` and
+            `reward_scale`.
         posterior: the states of a window, (B, T).
         batch: that window.
         distance: D, from 1 to T.
-        pixels: what the decoder has to draw, the same as for the posterior.
+        pixels: what the decoder has to draw, the same as for the posterior; None for the model's `pixels` of the batch,
+            which may draw noise anew.
 
     Source: Hafner et al. 2019 (PlaNet), figure 3b, after Amos et al. 2018; their released code has it not.
     """
 
+    drawn = model.pixels(batch.observation["image"]).unflatten(0, batch.shape) if pixels is None else pixels
+
     def cost(d: int, prior: State) -> Tensor:
-        features, seen = prior.features, pixels[:, d - 1 :]
+        features, seen = prior.features, drawn[:, d - 1 :]
         rows = (features.flatten(0, 1), seen.flatten(0, 1))
         image = checkpoint(model.image_nats, *rows, use_reentrant=False, preserve_rng_state=False)
         reward = model.reward_nats(features, batch.reward[:, d - 1 :])

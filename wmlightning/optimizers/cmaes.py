@@ -56,6 +56,8 @@ class CMAES(torch.optim.Optimizer):
             raise ValueError(f"sigma is {sigma} but must be above 0: 0.1 suits a controller that starts at zero")
         if population < 4:
             raise ValueError(f"population is {population} but CMA-ES needs at least 4 candidates: raise it")
+        if seed < 0:
+            raise ValueError(f"seed is {seed} but must be at least 0: it names a stream of candidates")
         super().__init__(parameters, {"sigma": sigma, "population": population, "seed": seed})
         self._options = self.param_groups[0]
         self._search = self._fresh_search()
@@ -132,6 +134,9 @@ class CMAES(torch.optim.Optimizer):
         self._mean_into_parameters()
         return float(np.min(np.asarray(losses)))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self))  # torch would copy the parameters' groups and lose the search
+
     def state_dict(self) -> dict[str, Any]:
         """The whole search: float64 tensors and whole numbers, so that it loads with `weights_only=True`."""
         state = {
@@ -183,6 +188,8 @@ class CMAES(torch.optim.Optimizer):
             "randn": self._noise,
             "seed": np.nan,  # leaves numpy's global random state alone
             "verbose": -10,  # says nothing, writes no file, reads no cma_signals.in
+            # Below 6 candidates it would inject mirrored ones that it remembers from one generation to the next.
+            "CMA_mirrors": 0,
             # It would move part of C into a coordinate transformation beyond condition 1e12, far from our use.
             "conditioncov_alleviate": False,
         }

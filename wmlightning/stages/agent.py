@@ -13,7 +13,7 @@ from wmlightning.stages.world_model import WorldModel
 class WorldModelAgent(JointStage, ABC):
     """An agent that has a world model and an environment to live in (abstract).
 
-    `callbacks.collect.Collect` plays `policy(explore=True)` between epochs and `callbacks.evaluate.EvaluateAgent` plays
+    `callbacks.collect.Collect` plays `policy(explore=True)` between epochs and `callbacks.evaluate.Evaluate` plays
     `policy(explore=False)`. An environment or a store that does not fit is refused before anything is played or learnt.
 
     Args:

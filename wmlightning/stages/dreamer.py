@@ -69,6 +69,10 @@ class Dreamer(WorldModelAgent):
         label, discount = self.world_model.cont_head.label, actor_critic.discount
         if label < 1 and discount < 1:
             raise ValueError(f"cont_label {label} and discount {discount} would both discount: set one of them to 1")
+        if label < 1 and not actor_critic.has_critic:
+            raise ValueError(
+                f"cont_label {label} would discount a plain sum of rewards (has_critic: false): set it to 1"
+            )
         actor_critic.build(self.world_model.dynamics.action_size, self.world_model.dynamics.feature_size)
         if not learn_model:
             self.world_model.requires_grad_(False)

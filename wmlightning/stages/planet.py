@@ -19,7 +19,7 @@ class PlaNet(WorldModelAgent):
         acting:     image -> belief -> CEM in the world model -> action           an episode, collected between epochs
 
     A training step is the world model's. `callbacks.collect.Collect` plays `policy(explore=True)` between epochs and
-    `callbacks.evaluate.EvaluateAgent` plays `policy(explore=False)`. Logged: what `WorldModel` logs.
+    `callbacks.evaluate.Evaluate` plays `policy(explore=False)`. Logged: what `WorldModel` logs.
 
     Args:
         world_model: what is learnt; its `dynamics.action_size` must be the environment's.

@@ -186,10 +186,10 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     except FileNotFoundError:
         raise ValueError(f"there is no checkpoint at {path}: train the stage first, or correct the path") from None
     except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}): delete it, and the stage begins anew, or "
-            "restore it from a copy"
-        ) from error
+        cure = "correct the path"
+        if Path(path).suffix == ".ckpt":
+            cure = "restore it from a copy, or delete it, and the stage begins anew"
+        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}): {cure}") from error
     if not isinstance(checkpoint, dict) or not {"recipe", "state_dict"} <= checkpoint.keys():
         raise ValueError(
             f"{path} has no recipe or no weights, so wmlightning did not write it: train the stage with wmlightning"

@@ -194,7 +194,7 @@ class WorldModel(JointStage):
         noise: Float[Tensor, "*batch height width channels"] | None = None,
     ) -> Float[Tensor, "*batch embed"]:
         """Images (..., H, W, C) to embeds (..., E); noise as in `quantize`, where it is used: None draws it."""
-        return self._embed(self._pixels(image, noise)).reshape(*image.shape[:-3], self.encoder.size)
+        return self._embed(self.pixels(image, noise)).reshape(*image.shape[:-3], self.encoder.size)
 
     def decode(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch height width channels"]:
         """Features (..., F) to the mean image, clipped to [0, 1], (..., H, W, C)."""
@@ -251,10 +251,14 @@ class WorldModel(JointStage):
         """Posterior and prior of every row of a batch; arguments and errors as of `learn`."""
         check_action_size(batch.action.shape[-1], self.dynamics.action_size, "the batch")
         uniform, normal = noise or (None, None)
-        pixels = self._pixels(batch.observation["image"], uniform)
+        pixels = self.pixels(batch.observation["image"], uniform)
         embeds = self._embed(pixels).unflatten(0, batch.shape)
         posterior, prior = self.dynamics.observe(embeds, batch.action, batch.is_first, noise=normal)
         return Observed(pixels, embeds, posterior, prior)
+
+    def pixels(self, image: UInt8[Tensor, "*batch height width channels"], noise: Tensor | None = None) -> Tensor:
+        """What the encoder reads of images and the decoder has to draw, (N, C, H, W); noise as in `quantize`."""
+        return quantize(image, noise) if self.dequantises else normalize(image, -0.5)
 
     def image_nats(
         self, features: Float[Tensor, "rows features"], pixels: Float[Tensor, "rows channels height width"]
@@ -311,9 +315,6 @@ class WorldModel(JointStage):
         """Images of 64x64, as many channels, and actions as the dynamics take them."""
         check_images(spec, what, self.channels, "world_model.channels")
         check_action_size(spec.action_size, self.dynamics.action_size, what)
-
-    def _pixels(self, image: Tensor, noise: Tensor | None) -> Tensor:
-        return quantize(image, noise) if self.dequantises else normalize(image, -0.5)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         return torch.cat([self.encoder(part) for part in pixels.split(self._chunk(pixels))]).float()

@@ -159,7 +159,7 @@ def run_curve(folder: str | Path) -> tuple[str, Curve]:
                 points = {point.step: point.value for point in events.Scalars(name)}
                 steps = sorted(points)
                 return name, ([float(step) for step in steps], [points[step] for step in steps])
-    raise ValueError(f"{board} has no {' or '.join(RETURNS)}: give the folder of a run with EvaluateAgent or Collect")
+    raise ValueError(f"{board} has no {' or '.join(RETURNS)}: give the folder of a run with Evaluate or Collect")
 
 
 def run_folder(path: str | Path) -> Path:
