@@ -17,6 +17,7 @@ from datamodules.store import EpisodeStore
 from wmlightning import settings
 from wmlightning.__main__ import COMMANDS, main
 from wmlightning.callbacks.reconstructions import LogReconstructions
+from wmlightning.recipes import recipe_of
 from wmlightning.settings import find_config, merge, read_pipeline
 
 ENVIRONMENT = {"class_path": "EnvFactory", "init_args": {"id": "wmlightning/DummyPixels-v0", "time_limit": 6}}
@@ -111,7 +112,8 @@ def test_every_command_explains_its_options(command, capsys):
         (["fit", "--model=VAE", "--model.latent_size=0"], "latent_size is 0"),
         (["fit", "--model=VAE", "--seed_everything=-1"], "seed_everything is -1"),
         (["fit", "--model=VAE", "--model.seed=3"], "--model.seed=3 would do nothing"),
-        (["fit", "--model=VAE", "--trainer.precision=64-true"], "precision is 64-true"),
+        (["fit", "-c", "world_models/vae", "--trainer.precision=64-true"], "precision is 64-true"),
+        (["fit", "--model=VAE"], "no data are named and a VAE brings none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -311,6 +313,36 @@ def test_test_rebuilds_the_stage_from_the_checkpoint_alone(checkpoint, config, t
     del values["model"]
     config.write_text(yaml.safe_dump(values))
     assert main(["test", "-c", str(config), f"--ckpt_path={checkpoint}"]) == 0
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_checkpoint_brings_no_data(command, checkpoint, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, f"--ckpt_path={checkpoint}"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "no data are named and a VAE brings none" in line
+    assert "-c world_models/vae.yaml, or --data EpisodeDataModule" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_null_is_null_however_deep_it_stands():
+    before = {"crop": [0, 84], "pixels": "render", "time_limit": 9, "kwargs": {"g": 9.0}}
+    nulls = {f"model.environment.{name}": None for name in ("crop", "pixels", "kwargs")}
+    nulls |= {"model.init_args.environment.init_args.time_limit": None}
+    nulls |= {"model.world_model.kl": None, "model.world_model.overshooting": None}
+    files = ["planet/quick.yaml", "planet/observation_overshooting.yaml"]
+    line = wmlightning.build(files, model={"init_args": {"environment": {"init_args": before}}}, **nulls)
+    parts = recipe_of(line.model)["init_args"]
+    environment, world_model = (parts[name]["init_args"] for name in ("environment", "world_model"))
+    assert {name: environment[name] for name in before} == dict.fromkeys(before)
+    assert world_model["kl"] is None
+    assert world_model["overshooting"] is None
+
+
+def test_null_inside_a_mapping_is_null_however_deep_it_stands():
+    given = {"g": None, "render_mode": [None]}
+    line = wmlightning.build("planet/quick.yaml", **{"model.environment.kwargs": given})
+    assert recipe_of(line.model)["init_args"]["environment"]["init_args"]["kwargs"] == given
 
 
 def test_files_compose_from_left_to_right_and_options_win(config, tmp_path):

@@ -392,6 +392,17 @@ def test_a_dreamers_parts_fit_its_environment(name):
     assert updates % data.updates_per_epoch == 0
 
 
+def test_a_change_of_a_pipeline_to_null_reaches_the_part_it_names(tmp_path):
+    change = "controller.model.environment.init_args.time_limit=null"
+    with rehearsal():
+        for step in steps_of(read_pipeline("world_models/quickstart", [], [change]), tmp_path):
+            built = [CommandLine(words, check=True) for words in step.commands if words[0] == "fit"]
+            if step.name == "controller":
+                assert recipe_of(built[0].model)["init_args"]["environment"]["init_args"]["time_limit"] is None
+            elif not built:
+                check(step.commands[0])
+
+
 def test_the_lap_rule_that_is_played_stands_beside_the_score():
     for changes, rule in ([], "0.95"), (["environment.init_args.kwargs.lap_complete_percent=1.0"], "1.0"):
         rows = [row.what for row in table_of(read_pipeline("world_models/quickstart", [], changes))]

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from gymnasium.error import DependencyNotInstalled
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, get_loader, set_loader
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -43,6 +44,12 @@ for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
 TRAINING = ("fit", "validate", "test", "predict")
 SEEDS = ("--model.seed", "--model.init_args.seed", "--data.seed", "--data.init_args.seed")
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
+LOADERS = {
+    "fit": "train_dataloader",
+    "validate": "val_dataloader",
+    "test": "test_dataloader",
+    "predict": "predict_dataloader",
+}
 TRAINER_DEFAULTS = {
     "devices": 1,
     "use_distributed_sampler": False,
@@ -50,6 +57,25 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
     "enable_model_summary": False,
 }
+
+
+def load_yaml(text: str) -> Any:
+    """What a text of YAML stands for to the parsers; None is null too."""
+    return _with_nulls(get_loader("yaml")(text))
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(item) for item in value]
+    return None if value == "None" else value
+
+
+# jsonargparse 4.53 hands a value to the parser of the part it belongs to as str(value): `--model.environment.crop=null`
+# comes there as `--crop=None`, which in YAML is a string.
+PARSER_MODE = "yaml_with_none"
+set_loader(PARSER_MODE, load_yaml, (yaml.YAMLError,))
 
 
 class SaveConfig(SaveConfigCallback):
@@ -86,7 +112,7 @@ class CommandLine(LightningCLI):
     def __init__(self, args: list[str], run: bool = True, check: bool = False) -> None:
         self.check, self.command = check, args[0] if run else None
         # A typo that is the beginning of an option is a typo.
-        quiet: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
+        quiet: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": PARSER_MODE}
         super().__init__(
             Stage,
             save_config_callback=SaveConfig,
@@ -148,6 +174,12 @@ class CommandLine(LightningCLI):
         if step and getattr(type(self.model), step) is getattr(LightningModule, step):
             name = type(self.model).__name__
             raise ValueError(f"a {name} has no {step}, so `{self.subcommand}` can do nothing: give it another stage")
+        loader = LOADERS.get(self.subcommand or "")
+        if self.datamodule is None and loader and getattr(type(self.model), loader) is getattr(LightningModule, loader):
+            raise ValueError(
+                f"no data are named and a {type(self.model).__name__} brings none: add the -c of its fit, such as "
+                "-c world_models/vae.yaml, or --data EpisodeDataModule"
+            )
         self.trainer = self.instantiate_trainer()
         if self.check:
             self._rehearse()

@@ -25,7 +25,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from wmlightning.allocator import keep_freed_memory
 from wmlightning.claim import claim_folder
-from wmlightning.cli import TRAINING, CommandLine, with_found_configs
+from wmlightning.cli import PARSER_MODE, TRAINING, CommandLine, with_found_configs
 from wmlightning.errors import clean_warnings, last_words
 from wmlightning.rehearsal import rehearsal
 from wmlightning.settings import loop_of, read_pipeline, steps_of, sweep_of, table_of
@@ -46,7 +46,11 @@ def call(command: str, args: list[str], check: bool = False) -> dict[str, Any]:
     if command == "evaluate" and args and not args[0].startswith("-"):
         args = [f"--agent={args[0]}", *args[1:]]
     parser = ArgumentParser(
-        prog=f"wmlightning {command}", description=function.__doc__, exit_on_error=False, allow_abbrev=False
+        prog=f"wmlightning {command}",
+        description=function.__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,
+        parser_mode=PARSER_MODE,
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML with these options; several compose.")
     parser.add_function_arguments(function, fail_untyped=False)
