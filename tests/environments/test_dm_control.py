@@ -1,5 +1,6 @@
 """The control suite looks like any other environment, and what it lacks is said in one line."""
 
+import gc
 import importlib.util
 import os
 import subprocess
@@ -180,6 +181,43 @@ def test_osmesa_is_what_draws_where_egl_does_not(monkeypatch, egl, osmesa, chose
     assert os.environ["MUJOCO_GL"] == chosen
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     assert dm_control.choose_backend() == "glfw", "what the user has set is left alone"
+
+
+@needs_extra
+@pytest.mark.parametrize("backend", ["glfw", ""])
+def test_glfw_without_a_screen_is_refused_in_one_line_before_anything_is_played(backend):
+    code = f"""
+from wmlightning.environments.factory import EnvFactory
+try:
+    EnvFactory({CARTPOLE!r}).make()
+except ValueError as error:
+    print(error)
+"""
+    environment = os.environ | {"MUJOCO_GL": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "PYOPENGL_PLATFORM"):
+        environment.pop(name, None)
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    [line] = ran.stdout.splitlines()
+    assert line.startswith(f"{CARTPOLE} cannot be drawn with MUJOCO_GL={backend} (GLFWError")
+    assert "unset MUJOCO_GL" in line
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@needs_backend
+def test_what_drawing_fails_at_leaves_nothing_that_complains_when_it_goes(monkeypatch):
+    import mujoco
+
+    def broken(*_):
+        raise mujoco.FatalError("no OpenGL here")
+
+    complaints, env = [], EnvFactory(CARTPOLE).make()
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    monkeypatch.setattr(mujoco, "MjrContext", broken)
+    with pytest.raises(RuntimeError, match="cannot be drawn with MUJOCO_GL=.*no OpenGL here"):
+        env.reset(seed=0)
+    env.close()
+    gc.collect()
+    assert not complaints
 
 
 @needs_extra

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from torch.testing import assert_close
 
@@ -158,6 +159,22 @@ def test_rows_that_have_ended_rest_until_they_are_reset():
     _, _, _, truncated, _ = env.step(np.zeros((2, 1), np.float32))
     assert truncated.tolist() == [False, True]
     assert len(env.render()) == 2
+
+
+def test_options_without_a_mask_reset_every_row():
+    env = quiet(DreamVectorEnv(Line(), Dream(), 2, torch.zeros(1, 1)))
+    env.reset(seed=0)
+    env.step(np.ones((2, 1), np.float32))
+    assert env.reset(options={"foo": 1})[0].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    alone = quiet(env_of())
+    assert alone.reset(options={"foo": 1})[0].tolist() == [0.0, 0.0]
+
+
+def test_a_dream_that_has_not_begun_is_not_stepped():
+    with pytest.raises(ResetNeeded, match="call reset first"):
+        env_of().step(np.zeros(1, np.float32))
+    with pytest.raises(ResetNeeded, match="call reset first"):
+        DreamVectorEnv(Line(), Dream(), 2, torch.zeros(1, 1)).step(np.zeros((2, 1), np.float32))
 
 
 def store_of(path, observations, **metadata):

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control import PendulumEnv
 
 from datamodules.episode import Spec
 from datamodules.store import EpisodeStore
@@ -152,6 +153,38 @@ def test_a_missing_package_is_named(monkeypatch, id, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ValueError, match=rf'pip install "wmlightning\[{extra}\]"'):
         EnvFactory(id).make()
+
+
+class ShortPendulum(PendulumEnv):
+    """Somebody's own, under another id."""
+
+
+gym.register("tests/ShortPendulum-v0", entry_point=ShortPendulum, max_episode_steps=10)
+
+
+@pytest.mark.parametrize("id", ["Pendulum-v1", "CartPole-v1", "FrozenLake-v1", "tests/ShortPendulum-v0"])
+def test_a_missing_pygame_is_named_before_anything_is_played(monkeypatch, id):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(ValueError, match=rf'^{id} needs pygame to be drawn: pip install "wmlightning\[box2d\]"$'):
+        EnvFactory(id, time_limit=10).make()
+    assert EnvFactory("wmlightning/DummyPixels-v0").spec, "What is drawn without it does not need it."
+
+
+@pytest.mark.parametrize("id", ["LunarLander-v3", "CarRacing-v3"])
+@pytest.mark.parametrize("module", ["pygame", "Box2D"])
+def test_a_missing_box2d_is_named_as_this_projects_extra(id, module):
+    code = f"""
+import sys
+sys.modules[{module!r}] = None
+from wmlightning.environments.factory import EnvFactory
+try:
+    EnvFactory({id!r}).make()
+except ValueError as error:
+    print(error)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ran.stdout.splitlines() == [f'{id} needs Box2D and pygame: pip install "wmlightning[box2d]"']
 
 
 def test_gray_is_the_luminance_in_one_channel_wherever_a_picture_comes_from():

@@ -42,6 +42,12 @@ def test_a_row_that_ended_rests_until_it_is_reset():
         assert observation["image"][:, 0, 0, 0].tolist() == [4, 1], "A resting row shows what it saw last."
 
 
+def test_options_without_a_mask_reset_every_row():
+    with COUNTER.vector(2) as envs:
+        envs.reset(seed=0, options={"foo": 1})
+        assert envs.step(np.zeros((2, 2)))[1].tolist() == [1.0, 1.0]
+
+
 def test_rows_that_were_never_reset_do_not_step():
     with COUNTER.vector(2) as envs:
         _, reward, *_, infos = envs.step(np.zeros((2, 2)))

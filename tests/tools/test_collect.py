@@ -34,6 +34,14 @@ def test_a_collection_is_summed_up(tmp_path):
     assert summary["mean_return"] == pytest.approx(np.mean(returns))
 
 
+def test_a_repeat_that_the_time_limit_cuts_short_is_counted_as_what_was_made(tmp_path):
+    pendulum = EnvFactory("Pendulum-v1", action_repeat=4, size=8, time_limit=101)
+    for new, made in ((3, 303), (0, 0)):
+        summary = collect(pendulum, SmoothNoisePolicy(1), str(tmp_path), episodes=3)
+        assert (summary["new_episodes"], summary["env_steps"]) == (new, made)
+        assert summary["collected_env_steps"] == 303, "26 decisions an episode, the last one of a single step."
+
+
 def test_an_interrupted_collection_goes_on_and_comes_out_the_same(tmp_path):
     whole, pieces = str(tmp_path / "whole"), str(tmp_path / "pieces")
     expected = collect(ENVIRONMENT, POLICY, whole, episodes=7, seed=3)
@@ -116,6 +124,14 @@ def test_short_episodes_are_played_and_counted_but_not_stored(tmp_path):
     assert result["discarded"] == played - 6
     assert result["collected_env_steps"] == sum(lengths[:played]) == result["env_steps"]
     assert everything["discarded"] == 0
+
+
+def test_discarded_episodes_count_the_steps_that_they_made(tmp_path):
+    twice = EnvFactory("wmlightning/DummyCorridor-v0", action_repeat=2, size=8)
+    result = collect(twice, RIGHT, str(tmp_path), episodes=3, seed=1, min_decisions=5)
+    assert result["discarded"] > 0
+    # It arrives after 5 to 9 steps, and so with the first of two: where five decisions were made, nine steps were.
+    assert result["collected_env_steps"] == result["env_steps"] + 3, "No file tells that the last repeat was short."
 
 
 def test_a_collection_with_short_episodes_goes_on_and_counts_the_same(tmp_path):

@@ -5,7 +5,7 @@ every task of `dm_control.suite`. What is special about the family, and where it
 
 * Whoever imports mujoco without a display and without `MUJOCO_GL` gets a crash at the first frame. `choose_backend`
   looks first: EGL where it works (a graphics card, or Mesa in software), else OSMesa, else one line that says what to
-  install. What the user has set is left alone.
+  install. What the user has set is left alone, but GLFW is refused without a screen: it would fail at the first frame.
 * An episode is a function of its seed: the task draws from its own random state, which `reset` sets anew. Building the
   task again would compile its model and open a graphics context each time.
 * Nothing terminates: after 1,000 environment steps the suite stops, which is a time limit.
@@ -19,6 +19,7 @@ import difflib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -35,6 +36,8 @@ TIME_LIMIT = 1000
 """Environment steps of an episode, in every task with a limit."""
 CAMERAS = {"quadruped": 2}
 """The camera that pictures are taken with, where it is not the first: quadruped's stands too near to see its legs."""
+GLFW = ("glfw", "on", "enable", "enabled", "true", "1", "")
+"""Values of `MUJOCO_GL` by which dm_control understands GLFW."""
 _UNBOUNDED = 1e6
 
 
@@ -167,10 +170,25 @@ def _import_suite(id: str) -> Any:
     if choose_backend() is None:
         raise ValueError(f"{id} cannot be drawn, for neither EGL nor OSMesa works here: {DEBIAN}")
     try:
+        if os.environ.get("MUJOCO_GL") in GLFW:
+            _begin_glfw()
         from dm_control import suite
+        from dm_control.mujoco.wrapper.core import MjrContext
     except Exception as error:
         raise ValueError(_cannot_draw(id, error)) from error
+    # One that drawing failed in the making of has nothing to free; its finalizer would complain of that on stderr.
+    MjrContext._ptr = staticmethod(lambda: None)  # type: ignore[attr-defined]
     return suite
+
+
+def _begin_glfw() -> None:
+    """Looks for a screen before mujoco does, to which GLFW would only warn of having none."""
+    import glfw
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", glfw.GLFWError)
+        if not glfw.init():
+            raise RuntimeError("GLFW finds no screen")
 
 
 def _cannot_draw(id: str, error: Exception) -> str:

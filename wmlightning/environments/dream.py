@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float
@@ -193,6 +194,7 @@ class DreamVectorEnv(VectorEnv):
 
     Raises:
         ValueError: if the model lacks what the dream needs.
+        ResetNeeded: if it is stepped before any row was reset.
     """
 
     metadata = {  # noqa: RUF012 (gymnasium's own convention)
@@ -238,9 +240,9 @@ class DreamVectorEnv(VectorEnv):
 
         Args:
             seed: seeds the generator that draws for all rows; of a list, all its numbers together do.
-            options: "reset_mask" and nothing else.
+            options: "reset_mask"; whatever else is not looked at.
         """
-        mask = np.ones(self.num_envs, bool) if not options else np.asarray(options["reset_mask"], bool)
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs)), bool)
         if seed is not None and seed != [None] * self.num_envs:
             numbers = [seed] if isinstance(seed, int) else [0 if number is None else number + 1 for number in seed]
             self.generator.manual_seed(derive_seed(*numbers))
@@ -254,6 +256,8 @@ class DreamVectorEnv(VectorEnv):
         self, actions: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Steps every dream that goes on."""
+        if not (self.running.any() or self.steps.any()):
+            raise ResetNeeded("step was called but no dream has begun: call reset first")
         device, running = self.starts.device, self.running.copy()
         action = torch.as_tensor(np.asarray(actions), device=device)
         if isinstance(self.single_action_space, spaces.Discrete):

@@ -70,7 +70,7 @@ class EnvFactory(Recorded):
             "gray": gray,
         }
         self._spec: Spec | None = None
-        self._longest: int | None = None
+        self._time_limit: int | None = None
 
     def make(self) -> gym.Env:
         """One environment: observation {"image": uint8 (size, size, channels)}, action Box, info["env_steps"]."""
@@ -87,16 +87,20 @@ class EnvFactory(Recorded):
                 # The house's actions are [0, 1] where one of several is chosen and [-1, 1] elsewhere.
                 discrete=bool((env.action_space.low == 0).all()),  # type: ignore[attr-defined]
             )
-            limit = env.get_wrapper_attr("time_limit") if env.has_wrapper_attr("time_limit") else None
-            self._longest = None if limit is None else math.ceil(limit / self.action_repeat) + 1
+            self._time_limit = env.get_wrapper_attr("time_limit") if env.has_wrapper_attr("time_limit") else None
             env.close()
         return self._spec
 
     @property
+    def time_limit(self) -> int | None:
+        """Environment steps of the longest episode that there can be; None without a time limit."""
+        _ = self.spec
+        return self._time_limit
+
+    @property
     def longest(self) -> int | None:
         """Rows of the longest episode that there can be, the first frame's included; None without a time limit."""
-        _ = self.spec
-        return self._longest
+        return None if self.time_limit is None else math.ceil(self.time_limit / self.action_repeat) + 1
 
     def vector(self, num_envs: int, num_workers: int = 0, timeout: float = 120.0) -> PixelVectorEnv:
         """num_envs of them side by side, in num_workers processes; 0 keeps them in this one."""

@@ -32,6 +32,12 @@ PACKAGES = {
 }
 """Beginnings of ids that another package registers: the module to import, the package to install."""
 
+BOX2D = "gymnasium.envs.box2d."
+DRAWN_BY_PYGAME = (BOX2D, "gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
+"""Modules of gymnasium whose environments look for pygame at their first picture only, in the middle of a run."""
+EXTRA = 'pip install "wmlightning[box2d]"'
+"""What brings Box2D and pygame."""
+
 SMALLEST_PICTURE = 32
 """A native observation with a side shorter than this is taken for something else than a picture (MiniGrid: 7x7 ids)."""
 
@@ -159,6 +165,7 @@ def plain(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[
                 f"{spec.id} gives neither a picture of {SMALLEST_PICTURE} pixels a side nor rgb_array rendering: name "
                 f"one of its observations {entries} with pixels, or wrap it"
             )
+        _check_drawable(spec, env)
         look = lambda _: env.render()  # noqa: E731 # type: ignore[assignment]
     elif key == "":
         look = lambda observation: observation  # noqa: E731
@@ -174,7 +181,7 @@ def car_racing(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: 
     try:
         from wmlightning.environments.car_racing import ALL_ROWS, KEPT_ROWS, CarRacingActions, CarRacingOnDemand
     except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise ValueError(f'{spec.id} needs Box2D and pygame: pip install "wmlightning[box2d]"') from error
+        raise ValueError(f"{spec.id} needs Box2D and pygame: {EXTRA}") from error
     env = _make(replace(spec, entry_point=CarRacingOnDemand), kwargs)
     car = env.unwrapped
     assert isinstance(car, CarRacingOnDemand)
@@ -251,8 +258,18 @@ def _make(spec: EnvSpec, kwargs: dict[str, Any]) -> gym.Env:
         render = {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
         return gym.make(spec, max_episode_steps=-1, disable_env_checker=True, **(render | kwargs))
     except (TypeError, ValueError, AssertionError, ImportError, gym.error.Error) as error:
+        if isinstance(error, gym.error.DependencyNotInstalled) and str(spec.entry_point).startswith(BOX2D):
+            raise ValueError(f"{spec.id} needs Box2D and pygame: {EXTRA}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{spec.id} cannot be made with kwargs {kwargs}: {reason}") from error
+
+
+def _check_drawable(spec: EnvSpec, env: gym.Env) -> None:
+    if any(kind.__module__.startswith(DRAWN_BY_PYGAME) for kind in type(env.unwrapped).__mro__):
+        try:
+            importlib.import_module("pygame")
+        except ImportError as error:
+            raise ValueError(f"{spec.id} needs pygame to be drawn: {EXTRA}") from error
 
 
 def _native_picture(space: spaces.Space) -> str:

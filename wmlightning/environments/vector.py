@@ -161,9 +161,9 @@ class PixelVectorEnv(VectorEnv):
 
         Args:
             seed: one per row, or one number s for s, s + 1, ...
-            options: "reset_mask" and nothing else.
+            options: "reset_mask"; whatever else is not looked at.
         """
-        mask = np.ones(self.num_envs, bool) if not options else np.asarray(options["reset_mask"], bool)
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs)), bool)
         if seed is None:
             seeds = np.full(self.num_envs, -1)
         elif isinstance(seed, int):

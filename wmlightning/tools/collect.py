@@ -1,5 +1,6 @@
 """Fills a folder with a policy's episodes; stopped at any moment and called again, it goes on where it was."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -70,7 +71,8 @@ def collect(
     Returns:
         `episodes`, `decisions` and `mean_return` of the whole folder; of this collection `collected`, `discarded`,
         `collected_return` and `collected_env_steps` (both with the discarded); and of this call alone `new_episodes`,
-        `env_steps` and `seconds`.
+        `env_steps` and `seconds`. Files tell decisions, not environment steps: of a stored episode that ended by itself
+        in the middle of an action repeat, `collected_env_steps` counts the whole repeat.
 
     Raises:
         ValueError: if the folder holds other episodes than these, the policy does not fit the environment, both or
@@ -85,7 +87,7 @@ def collect(
     if later:
         raise ValueError(f"{path} holds episodes of iteration {later[0]}, after this one ({iteration}): delete them")
     writer = LongEpisodes(store, min_decisions, iteration)
-    new, played, end = 0, [], first + episodes
+    new, played, made, end = 0, [], {}, first + episodes
     # Short ones are not in the folder, so a collection that goes on plays them again: that way they are counted once.
     while missing := [index for index in range(first, end) if index not in writer.stored | writer.discarded.keys()]:
         before = len(writer.stored)
@@ -97,7 +99,9 @@ def collect(
             episode_bar(episodes, before) as progress,
             InBackground(writer) as background,
         ):
-            played += rollout(envs, acting, seeds, indices=missing, writer=background, progress=progress)
+            results = rollout(envs, acting, seeds, indices=missing, writer=background, progress=progress)
+        played += results
+        made |= {missing[result.job]: result.env_steps for result in results}
         new += len(writer.stored) - before
         end = first + episodes + len(writer.discarded)
         if len(writer.discarded) > MOST_DISCARDED * (episodes + 1):
@@ -108,15 +112,17 @@ def collect(
     returns = store_returns(store)
     own = [value for name, value in returns.items() if name.birth == iteration]
     short = list(writer.discarded.values())
-    decisions = sum(name.rows - 1 for name in returns if name.birth == iteration) + sum(n for n, _ in short)
+    # From the files, not from `made`: a collection that goes on finds some of its episodes there, and counts the same.
+    longest = math.inf if environment.time_limit is None else environment.time_limit
+    lengths = [(name.rows - 1) * environment.action_repeat for name in returns if name.birth == iteration]
     return {
         "episodes": len(store),
         "decisions": store.num_steps,
         "mean_return": mean(list(returns.values())),
         "collected": len(own),
         "discarded": len(short),
-        "collected_return": mean(own + [value for _, value in short]),
-        "collected_env_steps": decisions * environment.action_repeat,
+        "collected_return": mean(own + short),
+        "collected_env_steps": sum(min(n, longest) for n in lengths) + sum(made[index] for index in writer.discarded),
         "new_episodes": new,
         "env_steps": sum(result.env_steps for result in played),
         "seconds": time.monotonic() - started,
@@ -173,7 +179,8 @@ class LongEpisodes(EpisodeWriter):
     def __init__(self, store: EpisodeStore, min_decisions: int, birth: int) -> None:
         super().__init__(store, birth=birth)
         self.min_decisions = min_decisions
-        self.discarded: dict[int, tuple[int, float]] = {}
+        self.discarded: dict[int, float] = {}
+        """Return of each episode that was not stored, by its index."""
 
     @property
     def stored(self) -> set[int]:
@@ -181,10 +188,10 @@ class LongEpisodes(EpisodeWriter):
         return {name.index for name in self.store.listing if name.birth == self.birth}
 
     def keep(self, episode: Episode, index: int, part: int = 0) -> str | None:
-        """Stores the episode, or counts its decisions and its return."""
+        """Stores the episode, or notes its return."""
         if episode.num_steps >= self.min_decisions:
             return super().keep(episode, index, part)
-        self.discarded[index] = episode.num_steps, episode.total_reward
+        self.discarded[index] = episode.total_reward
         return None
 
 
