@@ -79,5 +79,5 @@ def test_an_agent_without_a_world_model_has_nothing_to_plan_in():
 
 
 def test_discrete_actions_are_not_searched_by_cem(planet):
-    with pytest.raises(ValueError, match="DummyCorridor-v0 chooses one of several actions"):
+    with pytest.raises(ValueError, match="DummyCorridor-v0 chooses one of 3 actions"):
         evaluate(planet, EnvFactory("wmlightning/DummyCorridor-v0"), episodes=2, planner=CEM(**PLANNER))
