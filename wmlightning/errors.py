@@ -73,8 +73,9 @@ def clean_warnings() -> Iterator[None]:
 
     def ended(thread: Any) -> None:
         if os.environ.get("WMLIGHTNING_DEBUG") or not isinstance(thread.exc_value, OSError):
-            return threads(thread)
-        return print(clean(thread.exc_value, UserWarning), end="", file=sys.stderr)
+            threads(thread)
+        else:
+            print(clean(str(thread.exc_value), UserWarning), end="", file=sys.stderr)
 
     warnings.formatwarning = clean  # type: ignore[assignment]
     threading.excepthook = ended
