@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from datamodules.store import EpisodeStore
 from wmlightning import settings
 from wmlightning.__main__ import COMMANDS, main
 from wmlightning.callbacks.reconstructions import LogReconstructions
+from wmlightning.errors import clean_warnings, last_words
 from wmlightning.recipes import recipe_of
 from wmlightning.settings import find_config, merge, read_pipeline
 
@@ -447,3 +449,23 @@ sys.exit(main(["collect", "--environment.id", sys.argv[1], "--policy", "Constant
         answer = subprocess.run(words, capture_output=True, text=True, timeout=120)
         assert f'pip install "wmlightning[{extra}]"' in answer.stderr, answer.stderr
         assert len(answer.stderr.strip().splitlines()) == 1
+
+
+def test_what_a_thread_could_not_write_is_one_line(capsys):
+    def stopped():
+        raise OSError(28, "No space left on device")
+
+    with clean_warnings():
+        thread = threading.Thread(target=stopped)
+        thread.start()
+        thread.join()
+    assert capsys.readouterr().err == "wmlightning: warning: [Errno 28] No space left on device\n"
+    assert last_words(OSError(28, "No space left on device")).endswith(
+        "free some space and go on; what was finished is whole"
+    )
+
+
+def test_a_path_that_is_no_checkpoint_is_not_told_to_be_deleted(episodes, capsys):
+    for path, cure in ((episodes, "correct the path"), (next(episodes.glob("*.h5")), "correct the path")):
+        assert main(["evaluate", str(path), "--episodes=2"]) == 2
+        assert capsys.readouterr().err.rstrip().endswith(cure)
