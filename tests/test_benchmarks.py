@@ -19,7 +19,7 @@ LEAST = {
     "bench_mdn_rnn": f"{ONCE} --rows transitions",
     "bench_planet": f"{ONCE} --allocator kept --rows 'frames, training'",
     "bench_vae": ONCE,
-    "bench_windows": "--frames 500 --rounds 1 --episodes 20",
+    "bench_windows": "--frames 2000 --rounds 1 --episodes 20",
 }
 
 
