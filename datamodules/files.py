@@ -215,11 +215,9 @@ def write_episode(folder: str, name: str, content: bytes) -> None:
         write_atomically(os.path.join(folder, name), lambda file: file.write(content))
     except OSError as error:
         if error.errno in FULL:
-            free = shutil.disk_usage(folder).free
             raise OSError(
-                f"the disk under {folder} is full ({megabytes(free)} free, this episode takes "
-                f"{megabytes(len(content))}): free some space, or store in another folder (--path) or with "
-                "compression=gzip; episodes already written are whole"
+                f"{error}, or store in another folder (--path) or with compression=gzip (this episode takes "
+                f"{megabytes(len(content))}); episodes already written are whole"
             ) from error
         raise OSError(
             f"cannot write episodes into {folder} ({error.strerror or error}): make it a folder you may write to, or "

@@ -35,8 +35,8 @@ PACKAGES = {
 BOX2D = "gymnasium.envs.box2d."
 DRAWN_BY_PYGAME = (BOX2D, "gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
 """Modules of gymnasium whose environments look for pygame at their first picture only, in the middle of a run."""
-EXTRA = 'pip install "wmlightning[box2d]"'
-"""What brings Box2D and pygame."""
+LACKING = '{} needs {}: pip install "wmlightning[box2d]"'
+"""What is said where Box2D or pygame is not there."""
 
 SMALLEST_PICTURE = 32
 """A native observation with a side shorter than this is taken for something else than a picture (MiniGrid: 7x7 ids)."""
@@ -181,7 +181,7 @@ def car_racing(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: 
     try:
         from wmlightning.environments.car_racing import ALL_ROWS, KEPT_ROWS, CarRacingActions, CarRacingOnDemand
     except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise ValueError(f"{spec.id} needs Box2D and pygame: {EXTRA}") from error
+        raise ValueError(LACKING.format(spec.id, "Box2D and pygame")) from error
     env = _make(replace(spec, entry_point=CarRacingOnDemand), kwargs)
     car = env.unwrapped
     assert isinstance(car, CarRacingOnDemand)
@@ -259,7 +259,7 @@ def _make(spec: EnvSpec, kwargs: dict[str, Any]) -> gym.Env:
         return gym.make(spec, max_episode_steps=-1, disable_env_checker=True, **(render | kwargs))
     except (TypeError, ValueError, AssertionError, ImportError, gym.error.Error) as error:
         if isinstance(error, gym.error.DependencyNotInstalled) and str(spec.entry_point).startswith(BOX2D):
-            raise ValueError(f"{spec.id} needs Box2D and pygame: {EXTRA}") from error
+            raise ValueError(LACKING.format(spec.id, "Box2D and pygame")) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{spec.id} cannot be made with kwargs {kwargs}: {reason}") from error
 
@@ -269,7 +269,7 @@ def _check_drawable(spec: EnvSpec, env: gym.Env) -> None:
         try:
             importlib.import_module("pygame")
         except ImportError as error:
-            raise ValueError(f"{spec.id} needs pygame to be drawn: {EXTRA}") from error
+            raise ValueError(LACKING.format(spec.id, "pygame to be drawn")) from error
 
 
 def _native_picture(space: spaces.Space) -> str:

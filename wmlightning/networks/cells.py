@@ -195,7 +195,7 @@ class KerasGRU(nn.Module):
         )
         reset, update = (gates + more).sigmoid().chunk(2, -1)
         candidate = torch.tanh(candidate + reset * kept)
-        return candidate + update * (hidden - candidate)
+        return torch.lerp(candidate.float(), hidden.float(), update.float())  # as in GRU
 
 
 class LayerNormGRU(nn.Module):

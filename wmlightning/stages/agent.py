@@ -37,10 +37,13 @@ class WorldModelAgent(JointStage, ABC):
             self.check_parts()
 
     def check_parts(self) -> None:
-        """The environment must suit the actor, the dynamics and the encoder."""
-        spec, name = self.environment.spec, self.environment.id
-        self.check_actions(spec, name)
-        self.world_model.check_spec(spec, name)
+        """The environment must suit the agent."""
+        self.check_environment(self.environment)
+
+    def check_environment(self, environment: EnvFactory) -> None:
+        """Refuses an environment that does not suit the actor, the dynamics and the encoder; ValueError."""
+        self.check_actions(environment.spec, environment.id)
+        self.world_model.check_spec(environment.spec, environment.id)
 
     def check_data(self, data: Any) -> None:
         """The world model must be able to read the episodes, and they must have been recorded in the environment."""

@@ -255,10 +255,14 @@ class CMAESController(Stage):
             logger.log_metrics({"controller/evaluated_return": mean_return}, step=int(self.steps_played))
 
     def check_parts(self) -> None:
-        """The environment's actions must be those that M was trained on, and dreams have somewhere to begin."""
+        """The environment must suit C, and dreams have somewhere to begin."""
         if self.dream is not None and self.dream.starts is not None:
             check_there(self.dream.starts)
-        size, known = self.environment.spec.action_size, self.model.dynamics.action_size
+        self.check_environment(self.environment)
+
+    def check_environment(self, environment: EnvFactory) -> None:
+        """Refuses an environment whose actions are not those that M was trained on; ValueError."""
+        size, known = environment.spec.action_size, self.model.dynamics.action_size
         if size != known:
             raise ValueError(
                 f"the environment's actions have {size} numbers but M was trained on {known}: give C the environment "

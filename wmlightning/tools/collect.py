@@ -87,7 +87,7 @@ def collect(
     if later:
         raise ValueError(f"{path} holds episodes of iteration {later[0]}, after this one ({iteration}): delete them")
     writer = LongEpisodes(store, min_decisions, iteration)
-    new, played, made, end = 0, [], {}, first + episodes
+    new, played, end = 0, {}, first + episodes
     # Short ones are not in the folder, so a collection that goes on plays them again: that way they are counted once.
     while missing := [index for index in range(first, end) if index not in writer.stored | writer.discarded.keys()]:
         before = len(writer.stored)
@@ -100,8 +100,7 @@ def collect(
             InBackground(writer) as background,
         ):
             results = rollout(envs, acting, seeds, indices=missing, writer=background, progress=progress)
-        played += results
-        made |= {missing[result.job]: result.env_steps for result in results}
+        played |= {missing[result.job]: result for result in results}
         new += len(writer.stored) - before
         end = first + episodes + len(writer.discarded)
         if len(writer.discarded) > MOST_DISCARDED * (episodes + 1):
@@ -112,9 +111,10 @@ def collect(
     returns = store_returns(store)
     own = [value for name, value in returns.items() if name.birth == iteration]
     short = list(writer.discarded.values())
-    # From the files, not from `made`: a collection that goes on finds some of its episodes there, and counts the same.
+    # From the files, not from `played`: a collection that goes on finds some of its episodes there and counts alike.
     longest = math.inf if environment.time_limit is None else environment.time_limit
-    lengths = [(name.rows - 1) * environment.action_repeat for name in returns if name.birth == iteration]
+    steps = [(name.rows - 1) * environment.action_repeat for name in returns if name.birth == iteration]
+    steps = [min(made, longest) for made in steps] + [played[index].env_steps for index in writer.discarded]
     return {
         "episodes": len(store),
         "decisions": store.num_steps,
@@ -122,9 +122,9 @@ def collect(
         "collected": len(own),
         "discarded": len(short),
         "collected_return": mean(own + short),
-        "collected_env_steps": sum(min(n, longest) for n in lengths) + sum(made[index] for index in writer.discarded),
+        "collected_env_steps": sum(steps),
         "new_episodes": new,
-        "env_steps": sum(result.env_steps for result in played),
+        "env_steps": sum(result.env_steps for result in played.values()),
         "seconds": time.monotonic() - started,
     }
 

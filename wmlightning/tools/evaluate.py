@@ -177,8 +177,8 @@ def check(
         raise ValueError("there is no environment to play in: name one, --environment.id=CarRacing-v3")
     if curves is not None:
         same_task(curves, environment.id, str(compare))
-    if hasattr(agent, "check_actions"):
-        agent.check_actions(environment.spec, environment.id)
+    if hasattr(agent, "check_environment"):
+        agent.check_environment(environment)
     if planner is not None:
         check_planner(agent, environment)
     for name, policy in (baselines or {}).items():
