@@ -86,6 +86,7 @@ SLIPS = {
     "collect.compression=zip": "stage collect: compression",
     'vae.data.path="{rum}/episodes"': "stage vae .*nothing is named {rum}: write .*run",
     "mdn_rnn.data.dataset.sampler.length=400": "stage mdn_rnn: windows need 400 rows but .* have 151 at most",
+    "mdn_rnn.data.dataset.sampler.length=1": "stage mdn_rnn: the sampler.s length is 1 but M predicts .* to 2 or more",
     "mdn_rnn.data.num_workers=-1": "num_workers is -1",
     "mdn_rnn.model.init_args.done_weight=-1": "done_weight is -1",
     f"collect.policy={HELD}": "stage collect: policy acts with 2 numbers but CarRacing-v3 takes 3",

@@ -16,6 +16,7 @@ from wmlightning.stages.vae import VAE
 from wmlightning.tools.collect import collect
 
 ENVIRONMENT = EnvFactory("wmlightning/DummyPixels-v0", action_repeat=2, size=8, kwargs={"steps": 9})
+SHORT = EnvFactory("wmlightning/DummyPixels-v0", action_repeat=2, size=8, kwargs={"steps": 9}, time_limit=3)
 POLICY = SmoothNoisePolicy(2)
 
 
@@ -87,6 +88,23 @@ def test_two_collections_are_not_mixed_in_one_folder(tmp_path, environment, seed
     with pytest.raises(ValueError, match=f"holds episodes with {says}"):
         collect(environment, POLICY, str(tmp_path), episodes=2, seed=seed)
     assert len(EpisodeStore(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "policy", "says"),
+    [
+        (ENVIRONMENT, ConstantPolicy([0.0, 0.0]), "policy"),
+        (ENVIRONMENT, SmoothNoisePolicy(2, scale=0.25), "policy"),
+        (SHORT, POLICY, "time_limit"),
+    ],
+)
+def test_a_collection_goes_on_as_it_was_begun(tmp_path, environment, policy, says):
+    collect(ENVIRONMENT, POLICY, str(tmp_path), episodes=1)
+    with pytest.raises(ValueError, match=f"holds episodes with {says} .* is asked for"):
+        collect(environment, policy, str(tmp_path), episodes=2)
+    collect(ENVIRONMENT, POLICY, str(tmp_path), episodes=2)
+    collect(ENVIRONMENT, ConstantPolicy([0.0, 0.0]), str(tmp_path), episodes=1, iteration=1)
+    assert len(EpisodeStore(tmp_path)) == 3, "Another iteration may have another policy."
 
 
 def test_a_policy_of_the_wrong_size_is_refused(tmp_path):

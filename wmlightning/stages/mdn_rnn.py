@@ -20,7 +20,7 @@ from wmlightning.seeds import derive_seed
 from wmlightning.stages.codes import check_codes
 from wmlightning.stages.foresight import CopyBaseline, predictions_ahead
 from wmlightning.stages.heads import MemoryHeads
-from wmlightning.stages.specs import check_action_size
+from wmlightning.stages.specs import check_action_size, check_least
 from wmlightning.stages.stage import Stage, loaded, warm_start
 from wmlightning.stages.vae import VAE
 
@@ -244,10 +244,10 @@ class MDNRNN(Stage):
         self._carried = None
 
     def check_data(self, data: Any) -> None:
-        """Refuses codes that another V wrote, beside episodes of other sizes."""
+        """Refuses codes that another V wrote, and windows of one row, beside episodes of other sizes."""
         super().check_data(data)
-        store = getattr(data, "store", None)
-        if store is not None and promised(store.path) is None:
+        check_least(2, data, "M predicts a row from the one before it")
+        if (store := getattr(data, "store", None)) is not None and promised(store.path) is None:
             check_codes(store, self.vae.fingerprint())
 
     def check_spec(self, spec: Spec, what: str) -> None:

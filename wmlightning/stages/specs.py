@@ -47,6 +47,18 @@ def check_windows(longest: int | None, data: Any, what: str) -> None:
         )
 
 
+def window_rows(data: Any) -> int | None:
+    """Rows of a datamodule's windows; None where there is no sampler of ours."""
+    return getattr(getattr(getattr(data, "dataset", None), "sampler", None), "length", None)
+
+
+def check_least(least: int, data: Any, why: str) -> None:
+    """Makes sure that windows, where they are known, have at least so many rows; ValueError with the reason if not."""
+    rows = window_rows(data)
+    if rows is not None and rows < least:
+        raise ValueError(f"the sampler's length is {rows} but {why}: set it to {least} or more")
+
+
 def check_action_size(found: int, wanted: int, what: str) -> None:
     """Makes sure that actions have as many numbers as the dynamics take; raises ValueError in the same way."""
     if found != wanted:

@@ -23,7 +23,7 @@ from wmlightning.objectives.divergence import FreeNatsKL, KLLoss
 from wmlightning.objectives.overshooting import Overshooting, check_distance
 from wmlightning.ranges import above, at_least, below
 from wmlightning.stages.optimization import JointStage, parameter_group
-from wmlightning.stages.specs import check_action_size, check_images
+from wmlightning.stages.specs import check_action_size, check_images, window_rows
 
 CHUNK = 125
 """Images that go through the convolutions at a time on a CPU: what they need then stays in memory that is kept."""
@@ -306,9 +306,9 @@ class WorldModel(JointStage):
 
     def check_data(self, data: Any) -> None:
         """Also makes sure that windows are long enough for the overshooting."""
-        length = getattr(getattr(getattr(data, "dataset", None), "sampler", None), "length", None)
-        if self.overshooting is not None and length is not None:
-            check_distance(self.overshooting.distance, length)
+        rows = window_rows(data)
+        if self.overshooting is not None and rows is not None:
+            check_distance(self.overshooting.distance, rows)
         super().check_data(data)
 
     def check_spec(self, spec: Spec, what: str) -> None:

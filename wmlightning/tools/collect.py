@@ -1,5 +1,7 @@
 """Fills a folder with a policy's episodes; stopped at any moment and called again, it goes on where it was."""
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,12 +24,17 @@ from wmlightning.interfaces import Policy
 from wmlightning.policies.exploration import ExplorationPolicy
 from wmlightning.policies.noisy import NoisyPolicy
 from wmlightning.ranges import at_least
+from wmlightning.recipes import recipe_of
 from wmlightning.rehearsal import ROWS, promise
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.stage import load
 
 MOST_DISCARDED = 10
 """Times as many episodes as are wanted may be discarded before a collection gives up."""
+
+
+ACTING = ("policy", "agent", "noise")
+"""What episodes know of who played them, each where there is one."""
 
 
 def collect(
@@ -81,12 +88,13 @@ def collect(
     started = time.monotonic()
     acting = check(environment, path, policy, agent, noise, episodes, seed, num_envs, num_workers, compression)
     store = EpisodeStore(path, compression=compression)
-    check_same_collection(store, environment, seed)
+    who = described(policy, agent, noise)
+    check_same_collection(store, environment, seed, iteration, who)
     first = 1 + max((name.index for name in store.listing if name.birth < iteration), default=-1)
     later = sorted({name.birth for name in store.listing if name.birth > iteration})
     if later:
         raise ValueError(f"{path} holds episodes of iteration {later[0]}, after this one ({iteration}): delete them")
-    writer = LongEpisodes(store, min_decisions, iteration)
+    writer = LongEpisodes(store, min_decisions, iteration, who)
     new, played, end = 0, {}, first + episodes
     # Short ones are not in the folder, so a collection that goes on plays them again: that way they are counted once.
     while missing := [index for index in range(first, end) if index not in writer.stored | writer.discarded.keys()]:
@@ -174,11 +182,12 @@ class LongEpisodes(EpisodeWriter):
         store: where they go.
         min_decisions: fewer are not stored.
         birth: the number of the collection.
+        who: kept with every episode, see `described`.
     """
 
-    def __init__(self, store: EpisodeStore, min_decisions: int, birth: int) -> None:
+    def __init__(self, store: EpisodeStore, min_decisions: int, birth: int, who: dict[str, str]) -> None:
         super().__init__(store, birth=birth)
-        self.min_decisions = min_decisions
+        self.min_decisions, self.who = min_decisions, who
         self.discarded: dict[int, float] = {}
         """Return of each episode that was not stored, by its index."""
 
@@ -186,6 +195,17 @@ class LongEpisodes(EpisodeWriter):
     def stored(self) -> set[int]:
         """Indices of this collection's episodes in the store."""
         return {name.index for name in self.store.listing if name.birth == self.birth}
+
+    def begin(
+        self,
+        row: int,
+        observation: dict[str, np.ndarray],
+        index: int,
+        metadata: dict[str, Any] | None = None,
+        part: int = 0,
+    ) -> None:
+        """Starts an episode that also knows who plays it."""
+        super().begin(row, observation, index, (metadata or {}) | self.who, part)
 
     def keep(self, episode: Episode, index: int, part: int = 0) -> str | None:
         """Stores the episode, or notes its return."""
@@ -216,27 +236,44 @@ def episode_seed(seed: int, index: int, rank: int = 0) -> int:
     return derive_seed(seed, rank, index)
 
 
-def check_same_collection(store: EpisodeStore, environment: EnvFactory, seed: int) -> None:
-    """Refuses to mix: the first readable episode must come from this environment and this seed.
+def described(policy: ExplorationPolicy | None, agent: str | None, noise: ExplorationPolicy | None) -> dict[str, str]:
+    """Who acts, as episodes keep it: the recipe of a policy and of noise, an agent by the digest of its checkpoint."""
+    who = {name: json.dumps(recipe_of(part)) for name, part in (("policy", policy), ("noise", noise)) if part}
+    return who if agent is None else who | {"agent": hashlib.sha256(Path(agent).read_bytes()).hexdigest()[:16]}
+
+
+def check_same_collection(
+    store: EpisodeStore, environment: EnvFactory, seed: int, iteration: int, who: dict[str, str]
+) -> None:
+    """Refuses to mix: the folder's first readable episode must come from this environment and this seed.
+
+    The first of this iteration must also have been played by the same policy or agent, and under the same time limit,
+    where it says so.
 
     Raises:
         ValueError: naming what differs.
     """
+    unchecked = {True, False}
     for name in store.listing:
+        own = name.birth == iteration
+        if own not in unchecked:
+            continue
         with suppress(DamagedEpisode):
             metadata = store.contents(name).metadata
-            wanted = {
+            wanted: dict[str, Any] = {
                 "environment": environment.id,
                 "action_repeat": environment.action_repeat,
                 "seed": episode_seed(seed, name.index, name.rank),
             }
+            if own and metadata.keys() & ACTING:
+                wanted |= {key: who.get(key) for key in ACTING} | {"time_limit": environment.time_limit}
             for key, value in wanted.items():
                 if metadata.get(key) != value:
                     raise ValueError(
                         f"{store.path} holds episodes with {key} {metadata.get(key)} but {value} is asked for: collect "
                         "into another folder, or with the settings it was begun with"
                     )
-            return
+            unchecked.remove(own)
 
 
 def store_returns(store: EpisodeStore) -> dict[EpisodeName, float]:
