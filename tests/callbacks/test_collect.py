@@ -153,6 +153,12 @@ def test_another_action_repeat_than_the_stores_is_refused(tmp_path):
         fit(tmp_path, player=agent(action_repeat=1), ckpt_path=tmp_path / "a.ckpt", max_epochs=2)
 
 
+def test_a_validation_that_would_find_nothing_is_refused_before_anything_is_played(tmp_path):
+    with pytest.raises(ValueError, match="prefill_episodes is 1 but .* at least 2 first, or set data.validation_fract"):
+        fit(tmp_path, collect=collector(prefill_episodes=1), settings={"validation_fraction": 0.1})
+    assert not (tmp_path / "episodes").exists()
+
+
 def test_a_stage_that_does_not_act_is_refused(tmp_path):
     player = Chaser(environment())
     del player.environment
