@@ -179,7 +179,7 @@ class EpisodeDataModule(lightning.LightningDataModule):
         out = held_out(listing, self.validation_fraction, self.seed)
         chosen = [name for name, is_out in zip(listing, out, strict=True) if is_out == validation]
         if not listing:
-            raise ValueError(f"{self.path} holds no episodes: collect some (wmlightning collect), or correct the path")
+            raise ValueError(self._nothing())
         if not chosen:
             kind = "held out" if validation else "left for training"
             raise ValueError(
@@ -210,10 +210,13 @@ class EpisodeDataModule(lightning.LightningDataModule):
     def predict_dataloader(self) -> Loader:
         """Every whole episode of the store, held out or not, as `WholeEpisode`; ranks take turns.
 
-        Those whose `place` is in `predicted` are not read: a callback that has their predictions says so.
+        Those whose `place` is in `predicted` are not read: a callback that has their predictions says so. Raises
+        ValueError if there is none.
         """
         self.store.refresh()
         listing = self.store.listing
+        if not listing:
+            raise ValueError(self._nothing())
         rank, world = self._world()
         numbers = range(rank, len(listing), world)
         return Loader(
@@ -237,6 +240,9 @@ class EpisodeDataModule(lightning.LightningDataModule):
                 stacklevel=2,
             )
         return partial(_read_batch, self.dataset, self.store, episodes, seed, world * self.batch_size, share)
+
+    def _nothing(self) -> str:
+        return f"{self.path} holds no episodes: collect some (wmlightning collect), or correct the path"
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -83,6 +83,7 @@ SLIPS = {
     "vae.data.init_args.validation_fraction=0": "stage vae: a test .*validation_fraction is 0",
     "encode.data.path=elsewhere": "stage encode: there is nothing in elsewhere and no stage before",
     "mdn_rnn.data.path=elsewhere": "stage mdn_rnn: there is nothing in elsewhere",
+    "collect.episodes=1": "stage vae: the number of episodes in .* is 1 but a validation holds some of them out",
     "collect.compression=zip": "stage collect: compression",
     'vae.data.path="{rum}/episodes"': "stage vae .*nothing is named {rum}: write .*run",
     "mdn_rnn.data.dataset.sampler.length=400": "stage mdn_rnn: windows need 400 rows but .* have 151 at most",

@@ -205,7 +205,7 @@ class CommandLine(LightningCLI):
         if str(given.precision).endswith("-true") and given.precision != "32-true":
             raise ValueError(f"precision is {given.precision} but weights are float32: give 32-true or bf16-mixed")
         root = given.default_root_dir or f"runs/{type(self.model).__name__.lower()}"
-        callbacks = list(given.callbacks or [])
+        callbacks = _listed(given.callbacks)
         if given.enable_checkpointing is not False and not _has(callbacks, LastCheckpoint):
             callbacks.append(LastCheckpoint())
         wants_bar = given.enable_progress_bar is not False and not _has(callbacks, ProgressBar)
@@ -217,7 +217,7 @@ class CommandLine(LightningCLI):
         logger = given.logger
         if logger in (None, True):
             logger = False if self.subcommand == "predict" else TensorBoardLogger(root, "tensorboard", "")
-        plugins = [*(given.plugins or []), AtomicCheckpointIO()]
+        plugins = [*_listed(given.plugins), AtomicCheckpointIO()]
         return super().instantiate_trainer(default_root_dir=root, callbacks=callbacks, logger=logger, plugins=plugins)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -242,6 +242,11 @@ class CommandLine(LightningCLI):
 
 def _has(callbacks: list[Any], kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _listed(given: Any) -> list[Any]:
+    """As Lightning reads its flags: nothing, one, or several."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
 def build(config: str | Path | list[str | Path], **overrides: Any) -> CommandLine:

@@ -1,15 +1,18 @@
 """Numbers in their range, said in one line."""
 
+import math
+
 
 def at_least(least: float | int, **numbers: float | int) -> None:
-    """Makes sure of `number >= least` for every number given by name.
+    """Makes sure of `least <= number < infinity` for every number given by name.
 
     Raises:
         ValueError: naming the first that is not.
     """
     for name, value in numbers.items():
-        if not value >= least:
-            raise ValueError(f"{name} is {value} but must be at least {least}: raise it")
+        if not least <= value < math.inf:
+            cure = "raise it" if value < least else "give a finite number"
+            raise ValueError(f"{name} is {value} but must be at least {least}: {cure}")
 
 
 def below(bound: float | int, **numbers: float | int) -> None:
@@ -20,7 +23,7 @@ def below(bound: float | int, **numbers: float | int) -> None:
 
 
 def above(bound: float | int, **numbers: float | int) -> None:
-    """Makes sure of `number > bound` for every number given by name; raises ValueError as `at_least` does."""
+    """Makes sure of `bound < number < infinity` for every number given by name; ValueError as of `at_least` if not."""
     for name, value in numbers.items():
-        if not value > bound:
-            raise ValueError(f"{name} is {value} but must be above {bound}: raise it")
+        if not bound < value < math.inf:
+            raise ValueError(f"{name} is {value} but must be above {bound}, and finite: correct it")

@@ -8,6 +8,8 @@ from typing import Any
 
 ROWS = "rows"
 """In a folder of episodes, where the rows of the longest that it can hold are promised."""
+EPISODES = "episodes"
+"""In a folder of episodes, where their number is promised."""
 _REHEARSALS: list[dict[str, Any]] = []
 
 

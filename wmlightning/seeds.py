@@ -1,8 +1,8 @@
 """Randomness as a function of counters: nothing to save, nothing to restore, nothing to drift.
 
 Every random stream in the house is named by whole numbers that the run counts anyway (seed, rank, batch, episode), and
-tuples of one length that differ give independent streams, with numbers below 2**32; zeros at the end are not told apart
-from nothing, so no stream is named by a longer tuple than another of its kind.
+tuples of one length that differ give independent streams, with numbers below 2**32. Zeros at the end are not told apart
+from nothing: where tuples of several lengths name environments, who evaluates does not take the number itself.
 """
 
 import numpy as np

@@ -136,6 +136,11 @@ def test_a_replacement_that_was_killed_never_leaves_codes_of_two_v(tmp_path, epi
     assert {codes.read(place).metadata["vae"] for place in range(3)} == {new.fingerprint()}
 
 
+def test_codes_are_not_written_among_images(tmp_path, episodes):
+    with pytest.raises(ValueError, match="holds episodes of images: write codes to a folder of their own"):
+        write(episodes, episodes.path, tiny())
+
+
 def test_only_v_writes_codes(tmp_path):
     with pytest.raises(ValueError, match="predict with a VAE"):
         CodeWriter(str(tmp_path)).on_predict_start(Trainer(accelerator="cpu"), MDNRNN(tiny(), MDNLSTM(4, 2, 3)))

@@ -154,7 +154,7 @@ def test_another_action_repeat_than_the_stores_is_refused(tmp_path):
 
 
 def test_a_validation_that_would_find_nothing_is_refused_before_anything_is_played(tmp_path):
-    with pytest.raises(ValueError, match="prefill_episodes is 1 but .* at least 2 first, or set data.validation_fract"):
+    with pytest.raises(ValueError, match="prefill_episodes is 1 but .* collect at least 2, or set data.valid"):
         fit(tmp_path, collect=collector(prefill_episodes=1), settings={"validation_fraction": 0.1})
     assert not (tmp_path / "episodes").exists()
 

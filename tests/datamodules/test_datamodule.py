@@ -215,6 +215,11 @@ def test_prediction_goes_through_every_whole_episode(path, tmp_path):
     assert witness.predicted == list(enumerate(LENGTHS))
 
 
+def test_a_prediction_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no episodes: collect some"):
+        trainer(tmp_path).predict(Witness(), datamodule=data(tmp_path / "nowhere"), return_predictions=False)
+
+
 def test_prediction_passes_over_a_damaged_episode(store_of, tmp_path):
     store = store_of([10, 12, 14])
     os.truncate(f"{store.path}/{store.names[1]}", 0)

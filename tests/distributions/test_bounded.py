@@ -275,6 +275,9 @@ REFUSED = {
     "init_std is 0.0": lambda: TanhNormal(init_std=0.0),
     "min_std -1.0": lambda: TanhNormal(min_std=-1.0),
     "mean_scale 0.0, but above 0": lambda: TanhNormal(mean_scale=0.0),
+    "init_std is nan": lambda: TanhNormal(init_std=math.nan),
+    "min_std inf": lambda: TanhNormal(min_std=math.inf),
+    "min_std is nan": lambda: TruncatedNormal(math.nan),
     "min_std is -0.1 but must be at least 0": lambda: TruncatedNormal(-0.1),
 }
 

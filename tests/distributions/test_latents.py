@@ -97,7 +97,7 @@ def test_without_noise_means_can_be_drawn_together_instead():
     assert latent.kl(torch.tensor([1.0, 2.0, 9.0, 9.0]), torch.zeros(4)).item() == 3 / 2 * (1 + 4)
 
 
-@pytest.mark.parametrize("options", [{"size": 0}, {"min_std": -0.1}])
+@pytest.mark.parametrize("options", [{"size": 0}, {"min_std": -0.1}, {"min_std": float("nan")}])
 def test_impossible_sizes_are_refused(options):
     with pytest.raises(ValueError, match="at least 1 and 0 are needed"):
         GaussianLatent(**options)

@@ -1,5 +1,6 @@
 """The dream: its order of steps on paper, its temperature, its end, its beginnings, and gymnasium's faces."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -224,6 +225,8 @@ def test_first_frames_are_drawn_evenly():
         ({"temperature": float("nan")}, "must be above 0"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"done": 1.5}, "done is 1.5"),
+        ({"reward": math.nan}, "reward is nan"),
+        ({"reward": math.inf}, "reward is inf"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

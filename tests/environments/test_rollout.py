@@ -275,7 +275,7 @@ def test_a_policy_of_another_size_or_with_nan_is_refused_in_one_line():
             def __call__(self, observation, is_first, carry):
                 return np.full((1, 2), np.nan, np.float32), carry
 
-        with pytest.raises(ValueError, match="must be finite"):
+        with pytest.raises(ValueError, match=r"^the policy acts with \[nan, nan\]: actions must be finite"):
             rollout(envs, Nan(), [0])
 
     with COUNTER.vector(1, 1) as envs:

@@ -1,5 +1,6 @@
 """What a KL costs: free nats, below which it pulls at nothing, and the shares in which it pulls at either side."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -58,8 +59,9 @@ def test_on_the_mean_is_on_the_mean_over_all_processes(monkeypatch):
 
 
 def test_free_nats_below_zero_are_refused():
-    with pytest.raises(ValueError, match="free_nats is -1"):
-        FreeNatsKL(-1.0)
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"free_nats is {wrong}"):
+            FreeNatsKL(wrong)
 
 
 LATENTS = {

@@ -388,6 +388,8 @@ def test_all_reinforce_is_reinforce_though_the_graph_runs_through_the_dynamics()
     [
         {"max_norm": -1.0},
         {"max_norm": 0.0},
+        {"entropy": float("inf")},
+        {"actor_learning_rate": float("nan")},
         {"epsilon": -1.0},
         {"decay": 1.0},
         {"actor_units": 0},

@@ -13,10 +13,11 @@ from wmlightning.seeds import derive_seed
 from wmlightning.stages.controller import CMAESController
 from wmlightning.stages.mdn_rnn import MDNRNN
 from wmlightning.stages.vae import VAE
-from wmlightning.tools.collect import collect
+from wmlightning.tools.collect import collect, described
 
 ENVIRONMENT = EnvFactory("wmlightning/DummyPixels-v0", action_repeat=2, size=8, kwargs={"steps": 9})
 SHORT = EnvFactory("wmlightning/DummyPixels-v0", action_repeat=2, size=8, kwargs={"steps": 9}, time_limit=3)
+CROPPED = EnvFactory("wmlightning/DummyPixels-v0", action_repeat=2, size=8, kwargs={"steps": 9}, crop=[0, 4])
 POLICY = SmoothNoisePolicy(2)
 
 
@@ -95,7 +96,8 @@ def test_two_collections_are_not_mixed_in_one_folder(tmp_path, environment, seed
     [
         (ENVIRONMENT, ConstantPolicy([0.0, 0.0]), "policy"),
         (ENVIRONMENT, SmoothNoisePolicy(2, scale=0.25), "policy"),
-        (SHORT, POLICY, "time_limit"),
+        (SHORT, POLICY, "settings"),
+        (CROPPED, POLICY, "settings"),
     ],
 )
 def test_a_collection_goes_on_as_it_was_begun(tmp_path, environment, policy, says):
@@ -105,6 +107,19 @@ def test_a_collection_goes_on_as_it_was_begun(tmp_path, environment, policy, say
     collect(ENVIRONMENT, POLICY, str(tmp_path), episodes=2)
     collect(ENVIRONMENT, ConstantPolicy([0.0, 0.0]), str(tmp_path), episodes=1, iteration=1)
     assert len(EpisodeStore(tmp_path)) == 3, "Another iteration may have another policy."
+
+
+def test_every_policy_can_be_put_into_words_for_an_episode():
+    class Told(SmoothNoisePolicy):
+        def __init__(self, told):
+            super().__init__(2)
+
+    def words(told):
+        return described(ENVIRONMENT, Told(told), None, None)["policy"]
+
+    assert words([1, 2]) == words([1.0, 2.0]) != words([1, 3])
+    assert words(np.float32(0.5)).endswith("Told"), "Its class, where it has no recipe."
+    assert len(words([0.25] * 9999)) == 64, "A digest: HDF5 takes no attribute beyond 64 KB."
 
 
 def test_a_policy_of_the_wrong_size_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from datamodules.datamodule import EpisodeDataModule
 from datamodules.datasets import WholeEpisode
 from datamodules.episode import Episode
+from datamodules.files import DamagedEpisode
 from datamodules.store import EpisodeStore
-from wmlightning.rehearsal import ROWS, check_there, promise, promised
+from wmlightning.rehearsal import EPISODES, ROWS, check_there, promise, promised
 from wmlightning.stages.codes import foreign_codes
 from wmlightning.stages.vae import VAE
 
@@ -34,7 +36,8 @@ class CodeWriter(BasePredictionWriter):
             deleted before the first new one is written, so that no moment sees codes of two V.
 
     Raises:
-        ValueError: at the start, if the folder holds codes of another V, or if it is not V that predicts.
+        ValueError: at the start, if the folder holds codes of another V or episodes of images, or if it is not V that
+            predicts.
 
     Source: Ha and Schmidhuber 2018, appendix, who store mean and logvar and draw z anew for every batch.
     """
@@ -64,6 +67,8 @@ class CodeWriter(BasePredictionWriter):
                 os.unlink(f"{self.path}/{name}")
         trainer.strategy.barrier()
         self._store = EpisodeStore(self.path)
+        if _holds_images(self._store):
+            raise ValueError(f"{self.path} holds episodes of images: write codes to a folder of their own")
         self._present = {name.place for name in self._store.listing}
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, EpisodeDataModule):
@@ -78,7 +83,8 @@ class CodeWriter(BasePredictionWriter):
         if spec is not None:
             shape = (vae.latent_size,), "float16"
             promise(self.path, replace(spec, observation={"mean": shape, "logvar": shape}))
-            promise(Path(self.path) / ROWS, promised(Path(images) / ROWS))
+            for what in (ROWS, EPISODES):
+                promise(Path(self.path) / what, promised(Path(images) / what))
 
     def write_on_batch_end(
         self,
@@ -101,6 +107,13 @@ class CodeWriter(BasePredictionWriter):
         )
         assert self._store is not None
         self._store.append(episode, batch.index, batch.rank, batch.birth, batch.part)
+
+
+def _holds_images(store: EpisodeStore) -> bool:
+    for name in store.listing:
+        with suppress(DamagedEpisode):
+            return "mean" not in store.contents(name).spec.observation
+    return False
 
 
 def _check_writes(stage: Any) -> None:

@@ -22,6 +22,7 @@ from wmlightning.environments.parts import PartedVectorEnv, PartsPolicy, PartsWr
 from wmlightning.environments.rollout import EpisodeResult
 from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.policies.exploration import ExplorationPolicy, HeldActionsPolicy
+from wmlightning.stages.specs import check_held_out
 
 
 class Collect(BetweenEpochs):
@@ -118,22 +119,13 @@ class Collect(BetweenEpochs):
                 f"Collect is to play in {self.environment.id}, {self.environment.spec}, but the agent plays "
                 f"{own.id}, {own.spec}: give both the same pictures and actions"
             )
-        if stage == "fit":
-            self._check_held_out(trainer)
+        if stage == "fit" and self.schedule.prefill_unit == "episodes":
+            data: Any = getattr(trainer, "datamodule", None)
+            check_held_out(self.schedule.prefill, data, "prefill_episodes", trainer.world_size)
         place = self.environment or own
         for name, policy in (("prefill_policy", self.prefill_policy), ("policy", self.policy)):
             if place is not None:
                 place.check_policy(policy, f"Collect's {name}")
-
-    def _check_held_out(self, trainer: Any) -> None:
-        """Index 1 of a process is the first that is held out; so each may have one episode and none is."""
-        data, fewest = trainer.datamodule, trainer.world_size + 1
-        validates = getattr(data, "validation_fraction", 0) and getattr(data, "validation_batches", 0)
-        if validates and self.schedule.prefill_unit == "episodes" and self.schedule.prefill < fewest:
-            raise ValueError(
-                f"prefill_episodes is {self.schedule.prefill} but a validation holds some of them out: play at least "
-                f"{fewest} first, or set data.validation_fraction to 0"
-            )
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Sets aside what the run does not know, before anybody reads."""

@@ -9,7 +9,8 @@ from wmlightning.seeds import derive_seed
 
 def evaluation_seeds(seed: int, episodes: int) -> list[int]:
     """Environment seeds of an evaluation; consecutive, so that no two episodes share one."""
-    first = derive_seed(seed, 4)
+    # The number itself is that of C's generation 4 too: zeros at the end of a name do not count.
+    first = derive_seed(seed, 4) + 1
     return [(first + episode) % 2**32 for episode in range(episodes)]
 
 

@@ -88,7 +88,7 @@ class TanhNormal(ActionDistribution):
     discrete = False
 
     def __init__(self, init_std: float = 5.0, min_std: float = 1e-4, mean_scale: float = 5.0) -> None:
-        if init_std <= 0 or min_std < 0 or mean_scale <= 0:
+        if not (0 < init_std < math.inf and 0 <= min_std < math.inf and 0 < mean_scale < math.inf):
             raise ValueError(
                 f"init_std is {init_std}, min_std {min_std} and mean_scale {mean_scale}, but above 0, at least 0 and "
                 "above 0 are needed"
@@ -163,7 +163,7 @@ class TruncatedNormal(ActionDistribution):
     discrete = False
 
     def __init__(self, min_std: float = 0.1) -> None:
-        if min_std < 0:
+        if not 0 <= min_std < math.inf:
             raise ValueError(f"min_std is {min_std} but must be at least 0")
         self.min_std = min_std
 

@@ -89,7 +89,7 @@ class GaussianLatent(Latent):
     def __init__(
         self, size: int = 30, min_std: float = 0.1, squash: Literal["softplus", "sigmoid"] = "softplus"
     ) -> None:
-        if size < 1 or min_std < 0:
+        if size < 1 or not 0 <= min_std < math.inf:
             raise ValueError(f"size is {size} and min_std {min_std}, but at least 1 and 0 are needed")
         self.size, self.min_std = size, min_std
         self._squash = SQUASHES[squash]

@@ -72,8 +72,8 @@ class Dream(Recorded):
         for name, count in (("max_steps", max_steps), ("num_starts", num_starts)):
             if count < 1:
                 raise ValueError(f"the dream's {name} is {count} but must be at least 1")
-        if isinstance(reward, str) and reward not in ("head", "alive"):
-            raise ValueError(f"the dream's reward is {reward!r} but is head, alive, or a number")
+        if reward not in ("head", "alive") and (isinstance(reward, str) or not math.isfinite(reward)):
+            raise ValueError(f"the dream's reward is {reward!r} but is head, alive, or a finite number")
         self.threshold = 0.5 if done is True else float(done)
         if not 0 <= self.threshold < 1:
             raise ValueError(f"the dream's done is {done} but wants true, false, or a probability below 1")

@@ -145,13 +145,11 @@ class EnvFactory(Recorded):
                 )
 
     def _vector_arguments(self, num_envs: int, num_workers: int, timeout: float) -> tuple:
-        description: dict[str, Any] = {
+        description = {
             "environment": self.id,
             "action_repeat": self.action_repeat,
             "discrete": self.spec.discrete,
         }
-        if self.time_limit is not None:
-            description["time_limit"] = self.time_limit
         make = partial(make_registered, find_spec(self.id), self._make_arguments)
         return make, num_envs, num_workers, timeout, description
 

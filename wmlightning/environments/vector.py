@@ -196,7 +196,8 @@ class PixelVectorEnv(VectorEnv):
             )
         # Box2D aborts the whole process on a NaN.
         if not np.isfinite(meant := actions if rows is None else actions[rows]).all():
-            raise ValueError(f"the policy acts with {meant}: actions must be finite; mend the policy")
+            wrong = meant[~np.isfinite(meant).all(1)][0].tolist()
+            raise ValueError(f"the policy acts with {wrong}: actions must be finite; mend the policy")
 
     def look(self) -> dict[str, np.ndarray]:
         """A copy of what every row saw last, {"image": uint8 (n, size, size, channels)}."""

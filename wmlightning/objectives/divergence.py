@@ -9,6 +9,7 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from wmlightning.distributions.latents import Latent
+from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded
 
 
@@ -40,8 +41,7 @@ class FreeNatsKL(KLLoss):
     """
 
     def __init__(self, free_nats: float = 3.0, per_element: bool = True) -> None:
-        if free_nats < 0:
-            raise ValueError(f"free_nats is {free_nats} but must be at least 0: no KL is below that")
+        at_least(0, free_nats=free_nats)
         self.free_nats, self.per_element = free_nats, per_element
 
     def __call__(
@@ -80,8 +80,7 @@ class BalancedKL(KLLoss):
     def __init__(self, balance: float = 0.8, free_nats: float = 0.0) -> None:
         if not 0 <= balance <= 1:
             raise ValueError(f"balance is {balance} but is a share: give a number in [0, 1]")
-        if free_nats < 0:
-            raise ValueError(f"free_nats is {free_nats} but must be at least 0: no KL is below that")
+        at_least(0, free_nats=free_nats)
         self.balance, self.free_nats = balance, free_nats
 
     def __call__(

@@ -227,7 +227,8 @@ class CMAESController(Stage):
 
     def evaluation_seeds(self) -> list[int]:
         """Environment seeds of an evaluation: all different, and never met in training."""
-        first = derive_seed(self.seed) | 1
+        # The number itself may be that of the first episode collected.
+        first = (derive_seed(self.seed) | 1) + 2
         return [(first + 2 * k) % 2**32 for k in range(self.evaluation_episodes)]
 
     def dreamt_returns(self, seeds: list[int], explore: bool = False) -> np.ndarray:

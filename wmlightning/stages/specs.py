@@ -47,6 +47,26 @@ def check_windows(longest: int | None, data: Any, what: str) -> None:
         )
 
 
+def check_held_out(episodes: int | None, data: Any, what: str, ranks: int = 1) -> None:
+    """Makes sure that a validation finds an episode: that with index 1 is the first of a rank that is held out.
+
+    Args:
+        episodes: how many there will be; None where that is not known.
+        data: the datamodule.
+        what: their number, named in the error.
+        ranks: processes that collect them.
+
+    Raises:
+        ValueError: if none would be held out.
+    """
+    validates = getattr(data, "validation_fraction", 0) and getattr(data, "validation_batches", 0)
+    if validates and episodes is not None and episodes <= ranks:
+        raise ValueError(
+            f"{what} is {episodes} but a validation holds some of them out: collect at least {ranks + 1}, or set "
+            "data.validation_fraction to 0"
+        )
+
+
 def window_rows(data: Any) -> int | None:
     """Rows of a datamodule's windows; None where there is no sampler of ours."""
     return getattr(getattr(getattr(data, "dataset", None), "sampler", None), "length", None)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from datamodules.episode import Spec
 from wmlightning.recipes import Recorded, build_recipe, recipe_of
-from wmlightning.rehearsal import ROWS, promised
+from wmlightning.rehearsal import EPISODES, ROWS, promised
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.progress import PER_EPOCH, settle_progress
-from wmlightning.stages.specs import check_windows
+from wmlightning.stages.specs import check_held_out, check_windows
 
 
 class Stage(Recorded, lightning.LightningModule):
@@ -61,6 +61,7 @@ class Stage(Recorded, lightning.LightningModule):
         if store is None:
             return
         check_windows(promised(Path(store.path) / ROWS), data, f"episodes in {store.path}")
+        check_held_out(promised(Path(store.path) / EPISODES), data, f"the number of episodes in {store.path}")
         spec = promised(store.path) or (store.spec if len(store) else None)
         if spec is not None:
             self.check_spec(spec, f"the episodes in {store.path}")

@@ -25,16 +25,14 @@ from wmlightning.policies.exploration import ExplorationPolicy
 from wmlightning.policies.noisy import NoisyPolicy
 from wmlightning.ranges import at_least
 from wmlightning.recipes import recipe_of
-from wmlightning.rehearsal import ROWS, promise
+from wmlightning.rehearsal import EPISODES, ROWS, promise
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.stage import load
 
 MOST_DISCARDED = 10
 """Times as many episodes as are wanted may be discarded before a collection gives up."""
-
-
-ACTING = ("policy", "agent", "noise")
-"""What episodes know of who played them, each where there is one."""
+LONGEST_WORDS = 16384
+"""Characters of a recipe that an episode keeps; HDF5 takes no attribute beyond 64 KB."""
 
 
 def collect(
@@ -82,19 +80,19 @@ def collect(
         in the middle of an action repeat, `collected_env_steps` counts the whole repeat.
 
     Raises:
-        ValueError: if the folder holds other episodes than these, the policy does not fit the environment, both or
-            none of policy and agent are given, or nearly every episode is too short.
+        ValueError: if the folder holds episodes of other settings, policies or seeds than these, the policy does not
+            fit the environment, both or none of policy and agent are given, or nearly every episode is too short.
     """
     started = time.monotonic()
     acting = check(environment, path, policy, agent, noise, episodes, seed, num_envs, num_workers, compression)
     store = EpisodeStore(path, compression=compression)
-    who = described(policy, agent, noise)
-    check_same_collection(store, environment, seed, iteration, who)
+    made = described(environment, policy, agent, noise)
+    check_same_collection(store, environment, seed, iteration, made)
     first = 1 + max((name.index for name in store.listing if name.birth < iteration), default=-1)
     later = sorted({name.birth for name in store.listing if name.birth > iteration})
     if later:
         raise ValueError(f"{path} holds episodes of iteration {later[0]}, after this one ({iteration}): delete them")
-    writer = LongEpisodes(store, min_decisions, iteration, who)
+    writer = LongEpisodes(store, min_decisions, iteration, made)
     new, played, end = 0, {}, first + episodes
     # Short ones are not in the folder, so a collection that goes on plays them again: that way they are counted once.
     while missing := [index for index in range(first, end) if index not in writer.stored | writer.discarded.keys()]:
@@ -160,6 +158,7 @@ def check(
     EpisodeStore(path, compression=compression)
     promise(path, environment.spec)
     promise(Path(path) / ROWS, environment.longest)
+    promise(Path(path) / EPISODES, episodes)
     for name, part in (("policy", policy), ("noise", noise)):
         environment.check_policy(part, name)
     if (policy is None) == (agent is None):
@@ -182,12 +181,12 @@ class LongEpisodes(EpisodeWriter):
         store: where they go.
         min_decisions: fewer are not stored.
         birth: the number of the collection.
-        who: kept with every episode, see `described`.
+        made: kept with every episode, see `described`.
     """
 
-    def __init__(self, store: EpisodeStore, min_decisions: int, birth: int, who: dict[str, str]) -> None:
+    def __init__(self, store: EpisodeStore, min_decisions: int, birth: int, made: dict[str, str]) -> None:
         super().__init__(store, birth=birth)
-        self.min_decisions, self.who = min_decisions, who
+        self.min_decisions, self.made = min_decisions, made
         self.discarded: dict[int, float] = {}
         """Return of each episode that was not stored, by its index."""
 
@@ -204,8 +203,8 @@ class LongEpisodes(EpisodeWriter):
         metadata: dict[str, Any] | None = None,
         part: int = 0,
     ) -> None:
-        """Starts an episode that also knows who plays it."""
-        super().begin(row, observation, index, (metadata or {}) | self.who, part)
+        """Starts an episode that also knows how it is made."""
+        super().begin(row, observation, index, (metadata or {}) | self.made, part)
 
     def keep(self, episode: Episode, index: int, part: int = 0) -> str | None:
         """Stores the episode, or notes its return."""
@@ -236,19 +235,31 @@ def episode_seed(seed: int, index: int, rank: int = 0) -> int:
     return derive_seed(seed, rank, index)
 
 
-def described(policy: ExplorationPolicy | None, agent: str | None, noise: ExplorationPolicy | None) -> dict[str, str]:
-    """Who acts, as episodes keep it: the recipe of a policy and of noise, an agent by the digest of its checkpoint."""
-    who = {name: json.dumps(recipe_of(part)) for name, part in (("policy", policy), ("noise", noise)) if part}
-    return who if agent is None else who | {"agent": hashlib.sha256(Path(agent).read_bytes()).hexdigest()[:16]}
+def described(
+    environment: EnvFactory, policy: ExplorationPolicy | None, agent: str | None, noise: ExplorationPolicy | None
+) -> dict[str, str]:
+    """How episodes are made, as they keep it: recipes as JSON, an agent as the digest of its checkpoint."""
+    parts = {"settings": environment, "policy": policy, "noise": noise}
+    made = {name: _in_words(part) for name, part in parts.items() if part is not None}
+    return made if agent is None else made | {"agent": hashlib.sha256(Path(agent).read_bytes()).hexdigest()[:16]}
+
+
+def _in_words(part: Any) -> str:
+    """A part's recipe, 1 and 1.0 alike; its class where it has none, a digest where that is too long for a file."""
+    try:
+        recipe = json.loads(json.dumps(recipe_of(part)), parse_int=float)
+    except TypeError:
+        return f"{type(part).__module__}.{type(part).__qualname__}"
+    words = json.dumps(recipe["init_args"] if isinstance(part, EnvFactory) else recipe)
+    return words if len(words) < LONGEST_WORDS else hashlib.sha256(words.encode()).hexdigest()
 
 
 def check_same_collection(
-    store: EpisodeStore, environment: EnvFactory, seed: int, iteration: int, who: dict[str, str]
+    store: EpisodeStore, environment: EnvFactory, seed: int, iteration: int, made: dict[str, str]
 ) -> None:
     """Refuses to mix: the folder's first readable episode must come from this environment and this seed.
 
-    The first of this iteration must also have been played by the same policy or agent, and under the same time limit,
-    where it says so.
+    The first of this iteration must also have been made alike in all that `described` says, where it says anything.
 
     Raises:
         ValueError: naming what differs.
@@ -265,8 +276,8 @@ def check_same_collection(
                 "action_repeat": environment.action_repeat,
                 "seed": episode_seed(seed, name.index, name.rank),
             }
-            if own and metadata.keys() & ACTING:
-                wanted |= {key: who.get(key) for key in ACTING} | {"time_limit": environment.time_limit}
+            if own and "settings" in metadata:
+                wanted |= {key: made.get(key) for key in ("settings", "policy", "noise", "agent")}
             for key, value in wanted.items():
                 if metadata.get(key) != value:
                     raise ValueError(
