@@ -177,6 +177,8 @@ def check(
         raise ValueError("there is no environment to play in: name one, --environment.id=CarRacing-v3")
     if curves is not None:
         same_task(curves, environment.id, str(compare))
+        if (limit := recipe_of(environment)["init_args"]["time_limit"]) is not None:
+            rank_zero_warn(f"episodes end after {limit} steps here: published returns compare only if theirs did too")
     if hasattr(agent, "check_environment"):
         agent.check_environment(environment)
     if planner is not None:
