@@ -92,7 +92,7 @@ def collect(
     later = sorted({name.birth for name in store.listing if name.birth > iteration})
     if later:
         raise ValueError(f"{path} holds episodes of iteration {later[0]}, after this one ({iteration}): delete them")
-    writer = LongEpisodes(store, min_decisions, iteration, made)
+    writer = LongEpisodes(store, min_decisions, iteration)
     new, played, end = 0, {}, first + episodes
     # Short ones are not in the folder, so a collection that goes on plays them again: that way they are counted once.
     while missing := [index for index in range(first, end) if index not in writer.stored | writer.discarded.keys()]:
@@ -105,6 +105,7 @@ def collect(
             episode_bar(episodes, before) as progress,
             InBackground(writer) as background,
         ):
+            envs.description |= made
             results = rollout(envs, acting, seeds, indices=missing, writer=background, progress=progress)
         played |= {missing[result.job]: result for result in results}
         new += len(writer.stored) - before
@@ -181,12 +182,11 @@ class LongEpisodes(EpisodeWriter):
         store: where they go.
         min_decisions: fewer are not stored.
         birth: the number of the collection.
-        made: kept with every episode, see `described`.
     """
 
-    def __init__(self, store: EpisodeStore, min_decisions: int, birth: int, made: dict[str, str]) -> None:
+    def __init__(self, store: EpisodeStore, min_decisions: int, birth: int) -> None:
         super().__init__(store, birth=birth)
-        self.min_decisions, self.made = min_decisions, made
+        self.min_decisions = min_decisions
         self.discarded: dict[int, float] = {}
         """Return of each episode that was not stored, by its index."""
 
@@ -194,17 +194,6 @@ class LongEpisodes(EpisodeWriter):
     def stored(self) -> set[int]:
         """Indices of this collection's episodes in the store."""
         return {name.index for name in self.store.listing if name.birth == self.birth}
-
-    def begin(
-        self,
-        row: int,
-        observation: dict[str, np.ndarray],
-        index: int,
-        metadata: dict[str, Any] | None = None,
-        part: int = 0,
-    ) -> None:
-        """Starts an episode that also knows how it is made."""
-        super().begin(row, observation, index, (metadata or {}) | self.made, part)
 
     def keep(self, episode: Episode, index: int, part: int = 0) -> str | None:
         """Stores the episode, or notes its return."""
@@ -238,7 +227,7 @@ def episode_seed(seed: int, index: int, rank: int = 0) -> int:
 def described(
     environment: EnvFactory, policy: ExplorationPolicy | None, agent: str | None, noise: ExplorationPolicy | None
 ) -> dict[str, str]:
-    """How episodes are made, as they keep it: recipes as JSON, an agent as the digest of its checkpoint."""
+    """How episodes are made, which they keep: recipes as JSON, an agent as the digest of its checkpoint."""
     parts = {"settings": environment, "policy": policy, "noise": noise}
     made = {name: _in_words(part) for name, part in parts.items() if part is not None}
     return made if agent is None else made | {"agent": hashlib.sha256(Path(agent).read_bytes()).hexdigest()[:16]}
