@@ -199,6 +199,11 @@ def test_a_fit_does_not_write_over_another_one(checkpoint, config, capsys):
     assert checkpoint.read_bytes() == before
 
 
+def test_one_callback_and_one_plugin_need_no_list(checkpoint, config):
+    single = ["--trainer.callbacks=LogReconstructions", "--trainer.plugins=AtomicCheckpointIO"]
+    assert main(["fit", "-c", str(config), "--trainer.max_steps=3", f"--ckpt_path={checkpoint}", *single]) == 0
+
+
 def test_a_fit_goes_on_from_its_checkpoint(checkpoint, config):
     assert main(["fit", "-c", str(config), "--trainer.max_steps=3", f"--ckpt_path={checkpoint}"]) == 0
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 3

@@ -18,6 +18,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 
 from datamodules.datamodule import EpisodeDataModule
 from datamodules.files import check_writable, write_atomically
@@ -217,7 +218,9 @@ class CommandLine(LightningCLI):
         logger = given.logger
         if logger in (None, True):
             logger = False if self.subcommand == "predict" else TensorBoardLogger(root, "tensorboard", "")
-        plugins = [*_listed(given.plugins), AtomicCheckpointIO()]
+        plugins = _listed(given.plugins)
+        if not _has(plugins, CheckpointIO):
+            plugins.append(AtomicCheckpointIO())
         return super().instantiate_trainer(default_root_dir=root, callbacks=callbacks, logger=logger, plugins=plugins)
 
     def _run_subcommand(self, subcommand: str) -> None:

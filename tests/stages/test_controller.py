@@ -9,12 +9,14 @@ from controller_support import CUTS, AskToStop, Notes, WriteDown, assert_same, e
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from wmlightning.callbacks.scores import evaluation_seeds
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.policies.exploration import SmoothNoisePolicy
 from wmlightning.stages.controller import CMAESController
 from wmlightning.stages.games import RealGames
 from wmlightning.stages.stage import load
+from wmlightning.tools.collect import episode_seed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 
@@ -197,7 +199,10 @@ def test_evaluation_meets_every_seed_once_and_none_of_trainings():
     stage = make(evaluation_episodes=500, seeds="independent")
     evaluation = stage.evaluation_seeds()
     assert len(set(evaluation)) == 500
-    assert not set(evaluation) & {seed for generation in range(50) for seed in stage.generation_seeds(generation)}
+    trained = {seed for generation in range(50) for seed in stage.generation_seeds(generation)}
+    assert not set(evaluation) & trained
+    assert not set(evaluation_seeds(stage.seed, 500)) & trained, "Of the evaluation after training too."
+    assert not {*evaluation, *evaluation_seeds(stage.seed, 500)} & {episode_seed(stage.seed, k) for k in range(100)}
 
 
 def test_an_error_in_an_environment_closes_all_of_them(tmp_path, monkeypatch):
