@@ -4,12 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodules.background import InBackground
     from datamodules.datamodule import EpisodeDataModule
     from datamodules.datasets import EpisodeDataset, FrameDataset, WholeEpisode, WindowDataset
     from datamodules.episode import Batch, Episode, Spec
     from datamodules.files import DamagedEpisode, EpisodeName
-    from datamodules.joined import Joined
     from datamodules.samplers import (
         ChainedWindows,
         ConsecutiveWindows,
@@ -18,16 +16,16 @@ if TYPE_CHECKING:
         ShuffledFrames,
         UniformWindows,
     )
+    from datamodules.segments import SegmentedEpisodes
     from datamodules.store import EpisodeStore
-    from datamodules.writer import EpisodeWriter
+    from datamodules.writer import BackgroundWriter, EpisodeWriter
 
 ROOMS = {
-    "background": ["InBackground"],
     "datamodule": ["EpisodeDataModule"],
     "datasets": ["EpisodeDataset", "FrameDataset", "WholeEpisode", "WindowDataset"],
     "episode": ["Batch", "Episode", "Spec"],
     "files": ["DamagedEpisode", "EpisodeName"],
-    "joined": ["Joined"],
+    "segments": ["SegmentedEpisodes"],
     "samplers": [
         "ChainedWindows",
         "ConsecutiveWindows",
@@ -37,10 +35,11 @@ ROOMS = {
         "UniformWindows",
     ],
     "store": ["EpisodeStore"],
-    "writer": ["EpisodeWriter"],
+    "writer": ["BackgroundWriter", "EpisodeWriter"],
 }
 
 __all__ = [
+    "BackgroundWriter",
     "Batch",
     "ChainedWindows",
     "ConsecutiveWindows",
@@ -53,9 +52,8 @@ __all__ = [
     "EpisodeStore",
     "EpisodeWriter",
     "FrameDataset",
-    "InBackground",
-    "Joined",
     "Sampler",
+    "SegmentedEpisodes",
     "ShuffledFrames",
     "Spec",
     "UniformWindows",

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from datamodules.datasets import EpisodeDataset, Unreadable, WholeEpisode
 from datamodules.episode import Spec
 from datamodules.files import DamagedEpisode, EpisodeName
-from datamodules.hashing import below, mix
-from datamodules.joined import Joined
+from datamodules.hashing import mix, uniform_below
+from datamodules.segments import SegmentedEpisodes
 from datamodules.store import EpisodeStore
 
 
@@ -39,7 +39,7 @@ def held_out(episodes: list[EpisodeName], fraction: float, seed: int) -> np.ndar
     index = np.array([name.index for name in episodes], np.int64)
     rank = np.array([name.rank for name in episodes], np.int64)
     block, place = np.divmod(index, size)
-    return place == np.where(block == 0, 1, below(size, seed, rank, block))
+    return place == np.where(block == 0, 1, uniform_below(size, seed, rank, block))
 
 
 class Loader:
@@ -204,7 +204,7 @@ class EpisodeDataModule(lightning.LightningDataModule):
 
     def test_dataloader(self) -> Loader:
         """Held-out windows, always the same ones, as many rows as the held-out episodes have (one batch at least)."""
-        rows = int(Joined(self.episodes(validation=True)).lengths.sum())
+        rows = int(SegmentedEpisodes(self.episodes(validation=True)).lengths.sum())
         return self._fixed(2, max(1, rows // (self.dataset.sampler.length * self.batch_size * self._world()[1])))
 
     def predict_dataloader(self) -> Loader:
@@ -231,7 +231,7 @@ class EpisodeDataModule(lightning.LightningDataModule):
     def _reader(self, validation: bool, seed: int) -> Callable:
         rank, world = self._world()
         share = slice(rank * self.batch_size, (rank + 1) * self.batch_size)
-        episodes = Joined(self.episodes(validation))
+        episodes = SegmentedEpisodes(self.episodes(validation))
         short = int((episodes.lengths < self.dataset.sampler.min_rows).sum())
         if 0 < short < len(episodes):
             warnings.warn(
@@ -258,7 +258,9 @@ class EpisodeDataModule(lightning.LightningDataModule):
         return range(first, first + max(0, math.ceil(limit) - progress.current.ready))
 
 
-def _read_batch(dataset: EpisodeDataset, store: Any, episodes: Joined, seed: int, size: int, share: slice, batch: int):
+def _read_batch(
+    dataset: EpisodeDataset, store: Any, episodes: SegmentedEpisodes, seed: int, size: int, share: slice, batch: int
+):
     return dataset.draw(store, episodes, seed, batch, size, share)
 
 

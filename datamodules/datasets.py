@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from datamodules.buffers import EpisodeBuffer
 from datamodules.episode import Batch
 from datamodules.files import DamagedEpisode, EpisodeName
 from datamodules.hashing import mix
-from datamodules.joined import Joined
-from datamodules.rows import Rows
 from datamodules.samplers import Sampler, ShuffledFrames, Window
+from datamodules.segments import SegmentedEpisodes
 from datamodules.store import EpisodeStore
 
 ATTEMPTS = 100
@@ -35,7 +35,7 @@ class EpisodeDataset(ABC):
     def draw(
         self,
         store: EpisodeStore,
-        episodes: Joined | Sequence[EpisodeName],
+        episodes: SegmentedEpisodes | Sequence[EpisodeName],
         seed: int,
         batch: int,
         size: int,
@@ -58,9 +58,9 @@ class EpisodeDataset(ABC):
             ValueError: if nothing can be sampled. A damaged file is replaced by another window, with a counted warning.
             Unreadable: if files are damaged and what is left is too little for a window.
         """
-        joined = left = Joined.of(episodes)
+        joined = left = SegmentedEpisodes.of(episodes)
         windows = self.sampler.sample(joined.lengths, seed, batch, size)[share]
-        rows = Rows.empty(store.spec, (len(windows), self.sampler.length))
+        rows = EpisodeBuffer.empty(store.spec, (len(windows), self.sampler.length))
         for place, window in enumerate(windows):
             attempt, left = 0, joined
             # The replacement depends on which files are damaged, not on when that was noticed: it resumes exactly.
@@ -68,7 +68,7 @@ class EpisodeDataset(ABC):
                 attempt += 1
                 other_seed = int(mix(seed, attempt)[0])
                 if attempt > ATTEMPTS:
-                    left = Joined(name for name in left.names if store.readable(name))
+                    left = SegmentedEpisodes(name for name in left.names if store.readable(name))
                 try:
                     window = self.sampler.sample(left.lengths, other_seed, batch, size)[share][place]
                 except ValueError as error:  # all episodes together were enough, or nothing would have been sampled
@@ -81,7 +81,7 @@ class EpisodeDataset(ABC):
         return rows.batch()
 
 
-def _filled(rows: Rows, window: Window, store: EpisodeStore, episodes: Joined) -> bool:
+def _filled(rows: EpisodeBuffer, window: Window, store: EpisodeStore, episodes: SegmentedEpisodes) -> bool:
     filled = 0
     try:
         for name, start, length in (file for piece in window.pieces for file in episodes.files(*piece)):
@@ -143,6 +143,6 @@ class WholeEpisode:
     def read(cls, store: EpisodeStore, name: EpisodeName) -> "WholeEpisode":
         """Reads an episode. Raises DamagedEpisode if its file cannot be read."""
         contents = store.contents(name)
-        rows = Rows.empty(contents.spec, (1, name.rows))
+        rows = EpisodeBuffer.empty(contents.spec, (1, name.rows))
         store.read_into(name, 0, rows.part(0))
         return cls(rows.batch(), name.index, dict(contents.metadata), name.rank, name.birth, name.part)

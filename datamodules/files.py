@@ -10,7 +10,7 @@
         root attributes      the episode's metadata
 
 A very long episode is several files, its parts: ep-00000123-0-4500-1001.h5, then ep-00000123-0-4600-1001-1.h5, and so
-on. Each begins with the observation that the one before it ended with; `datamodules.joined` reads them as one.
+on. Each begins with the observation that the one before it ended with; `datamodules.segments` reads them as one.
 
 A file is written once and never opened for writing again. A finished name therefore always means a finished file, and
 nothing has to be locked.

@@ -21,7 +21,7 @@ def mix(*counters: int | np.ndarray) -> np.ndarray:
     return state
 
 
-def below(limit: int | np.ndarray, *counters: int | np.ndarray) -> np.ndarray:
+def uniform_below(limit: int | np.ndarray, *counters: int | np.ndarray) -> np.ndarray:
     """Uniform whole numbers from 0 to limit - 1, named by the counters, int64."""
     uniform = (mix(*counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return (uniform * limit).astype(np.int64)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.hashing import below, mix, permuted
+from datamodules.hashing import mix, permuted, uniform_below
 
 Piece = tuple[int, int, int]
 """(episode, first row, rows): a run of rows of one episode, counted as in memory."""
@@ -152,7 +152,7 @@ class ChainedWindows(Sampler):
             pieces = [(episode, start, min(self.length, int(lengths[episode]) - start))]
             missing = self.length - pieces[0][2]
             while missing:
-                episode = int(below(len(lengths), seed, batch, row, 1 + len(pieces))[0])
+                episode = int(uniform_below(len(lengths), seed, batch, row, 1 + len(pieces))[0])
                 pieces.append((episode, 0, min(missing, int(lengths[episode]))))
                 missing -= pieces[-1][2]
             windows.append(Window(pieces, self.flag_window_start))
@@ -239,12 +239,12 @@ def _choose(starts: np.ndarray, weight: str, seed: int, batch: int, size: int) -
     rows = np.arange(size)
     if weight == "step":
         ends = np.cumsum(starts)
-        place = below(int(ends[-1]), seed, batch, rows, 0)
+        place = uniform_below(int(ends[-1]), seed, batch, rows, 0)
         chosen = np.searchsorted(ends, place, side="right")
         return chosen, place - ends[chosen] + starts[chosen]
-    chosen = below(len(starts), seed, batch, rows, 0)
+    chosen = uniform_below(len(starts), seed, batch, rows, 0)
     # A second word of the same row, so that each row depends on its own number alone and not on the batch's size.
-    return chosen, below(starts[chosen], seed, batch, rows, 1)
+    return chosen, uniform_below(starts[chosen], seed, batch, rows, 1)
 
 
 def _windows(episodes: np.ndarray, starts: np.ndarray, length: int, is_start: bool) -> list[Window]:

@@ -12,20 +12,11 @@ from contextlib import suppress
 
 import numpy as np
 
+from datamodules.buffers import EpisodeBuffer
 from datamodules.checks import check_episode, difference, verify
 from datamodules.episode import Episode, Spec
-from datamodules.files import (
-    Contents,
-    DamagedEpisode,
-    EpisodeName,
-    Reader,
-    encode,
-    inspect,
-    with_file,
-    write_episode,
-)
-from datamodules.lifetimes import warn_of_full_disk, within_caps
-from datamodules.rows import Rows
+from datamodules.files import Contents, DamagedEpisode, EpisodeName, Reader, encode, inspect, with_file, write_episode
+from datamodules.retention import warn_of_full_disk, within_caps
 
 
 def to_disk(episode: Episode) -> dict[str, np.ndarray]:
@@ -59,7 +50,7 @@ def to_disk(episode: Episode) -> dict[str, np.ndarray]:
     }
 
 
-def from_disk(read: Reader, start: int, into: Rows) -> None:
+def from_disk(read: Reader, start: int, into: EpisodeBuffer) -> None:
     """Fills `into` with rows start, start + 1, ... of a file: the way back from `to_disk`, drawn there.
 
     Args:
@@ -160,7 +151,7 @@ class EpisodeStore:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Rows of each episode: steps + 1."""
+        """EpisodeBuffer of each episode: steps + 1."""
         if self._lengths is None:
             self._lengths = np.array([name.rows for name in self._listing], np.int64)
         return self._lengths
@@ -268,11 +259,11 @@ class EpisodeStore:
         if start < 0 or rows < 1 or start + rows > name.rows:
             raise IndexError(f"rows {start} to {start + rows} of {name} are wanted but it has {name.rows}")
         contents = self.contents(name)
-        into = Rows.empty(contents.spec, (rows,))
+        into = EpisodeBuffer.empty(contents.spec, (rows,))
         self.read_into(name, start, into)
         return Episode(*into, metadata=dict(contents.metadata))
 
-    def read_into(self, name: EpisodeName, start: int, into: Rows) -> None:
+    def read_into(self, name: EpisodeName, start: int, into: EpisodeBuffer) -> None:
         """Reads as many rows as `into` has, from `start` on, into its memory. Raises DamagedEpisode as `read` does."""
         contents = self.contents(name)
         try:

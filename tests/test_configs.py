@@ -16,12 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import wmlightning
 from datamodules.store import EpisodeStore
 from wmlightning.__main__ import main
-from wmlightning.callbacks.debts import Ledger
-from wmlightning.cli import CommandLine
-from wmlightning.commands import check
+from wmlightning.callbacks.schedule import CollectionProgress
+from wmlightning.cli.commands import check_command
+from wmlightning.cli.lightning import CommandLine
+from wmlightning.pipeline.config import read_config, read_pipeline, steps_of, sweep_of, table_of
 from wmlightning.recipes import recipe_of
-from wmlightning.rehearsal import rehearsal
-from wmlightning.settings import read_config, read_pipeline, steps_of, sweep_of, table_of
+from wmlightning.stages.requirements import rehearsal
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
@@ -71,7 +71,7 @@ def test_a_pipeline_is_commands_that_could_be_typed(name, capsys):
     with rehearsal():
         for line in typed:
             assert "{" + "run}" not in line
-            check(shlex.split(line))
+            check_command(shlex.split(line))
 
 
 HELD = json.dumps({"class_path": "HeldActionsPolicy", "init_args": {"action_size": 2}})
@@ -382,7 +382,7 @@ def test_a_file_says_of_an_agent_what_its_name_and_the_papers_say(names):
 def test_a_dreamers_parts_fit_its_environment(name):
     built = built_once(name)
     environment, model = built.model.environment, built.model.world_model
-    collect = next(callback for callback in built.trainer.callbacks if hasattr(callback, "ledger"))
+    collect = next(callback for callback in built.trainer.callbacks if hasattr(callback, "progress"))
     if not environment.id.startswith("dm_control"):
         assert environment.spec.action_size == model.dynamics.action_size
         assert environment.spec.discrete == built.model.actor_critic.distribution.discrete
@@ -402,7 +402,7 @@ def test_a_change_of_a_pipeline_to_null_reaches_the_part_it_names(tmp_path):
             if step.name == "controller":
                 assert recipe_of(built[0].model)["init_args"]["environment"]["init_args"]["time_limit"] is None
             elif not built:
-                check(step.commands[0])
+                check_command(step.commands[0])
 
 
 def test_the_lap_rule_that_is_played_stands_beside_the_score():
@@ -427,7 +427,7 @@ def test_the_papers_world_models_have_its_sizes(name, tmp_path):
             if words[0] == "fit":
                 stages.append(CommandLine(words, check=True).model)
             else:
-                check(words)
+                check_command(words)
     *learners, controller = stages
     counts = [sum(p.numel() for n, p in stage.named_parameters() if not n.startswith("vae.")) for stage in learners]
     counts.append(controller.controller.size)
@@ -441,8 +441,8 @@ def test_the_papers_runs_are_as_long_as_their_files_say():
     """Environment steps that are owed in all, the prefill included where it counts."""
     for name, repeat, steps in (("dreamer_v1/dmc", 2, 5e6), ("dreamer_v2/dmc", 2, 2e6), ("dreamer_v2/atari", 4, 2e8)):
         built = built_once(f"{name}.yaml")
-        schedule = next(callback for callback in built.trainer.callbacks if hasattr(callback, "ledger")).schedule
-        unit, owed = schedule.debt(Ledger(prefilled=[0, 0, 0]), built.trainer.max_steps, 100)
+        schedule = next(callback for callback in built.trainer.callbacks if hasattr(callback, "progress")).schedule
+        unit, owed = schedule.debt(CollectionProgress(prefilled=[0, 0, 0]), built.trainer.max_steps, 100)
         decisions = owed * (500 if unit == "episodes" else 1)
         assert decisions * repeat == pytest.approx(steps, rel=2e-3)
 

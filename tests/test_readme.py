@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from wmlightning.__main__ import main
-from wmlightning.settings import find_config
+from wmlightning.pipeline.config import find_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

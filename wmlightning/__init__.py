@@ -21,8 +21,8 @@ _HOMES = {
     "PlaNet": "wmlightning.stages.planet",
     "ActorCritic": "wmlightning.stages.actor_critic",
     "Dreamer": "wmlightning.stages.dreamer",
-    "load": "wmlightning.stages.stage",
-    "build": "wmlightning.cli",
+    "load": "wmlightning.stages.checkpoints",
+    "build": "wmlightning.cli.lightning",
     "evaluate": "wmlightning.tools.evaluate",
 }
 

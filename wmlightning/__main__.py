@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         return doctor(argv[1:])
     # Five seconds of torch and lightning, paid here and not for --help.
     try:
-        from wmlightning.commands import main as run_command
+        from wmlightning.cli.commands import main as run_command
     except ModuleNotFoundError as error:
         print(f"wmlightning: {error}: `wmlightning doctor` says what to install", file=sys.stderr)
         return 1

@@ -3,12 +3,45 @@
 A recipe is plain JSON, `{"class_path": "wmlightning.stages.vae.VAE", "init_args": {...}}`, nested where parts are
 injected into parts. So a checkpoint needs no pickled code, loads with `weights_only=True`, and is the same whether the
 object was built by the command line or in Python.
+
+Recipes outlive the names they were written with. `FORMAT` counts the forms there have been, and `migrate` turns any of
+them into today's: for checkpoints, for the attributes of stores, and for the `config.yaml` of runs.
 """
 
 import importlib
 import inspect
 from pathlib import Path
 from typing import Any
+
+FORMAT = 2
+"""The form that is written today. Form 1, whose checkpoints hold no number, had the names on the left below."""
+_MODULES = {
+    "wmlightning.callbacks.behaviour": "wmlightning.pictures.imagination",
+    "wmlightning.callbacks.dreams": "wmlightning.pictures.dreams",
+    "wmlightning.callbacks.driving": "wmlightning.pictures.driving",
+    "wmlightning.callbacks.lines": "wmlightning.callbacks.progress",
+    "wmlightning.callbacks.plans": "wmlightning.pictures.plans",
+    "wmlightning.callbacks.predictions": "wmlightning.pictures.predictions",
+    "wmlightning.callbacks.reconstructions": "wmlightning.pictures.reconstructions",
+    "wmlightning.checkpoints": "wmlightning.callbacks.checkpoints",
+    "wmlightning.policies.behaviour": "wmlightning.policies.actor",
+}
+_CLASSES = {"Dream": "DreamRules", "Fading": "LinearDecay"}
+"""Of classes of this package, by their last name: in YAML that is often all there is."""
+
+
+def migrate(value: Any) -> Any:
+    """Gives nested JSON or YAML of any form today's names; what has them already comes back equal."""
+    if isinstance(value, list):
+        return [migrate(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: migrate(item) for key, item in value.items()}
+    if isinstance(value.get("class_path"), str):
+        module, dot, name = value["class_path"].rpartition(".")
+        if not module or module.startswith("wmlightning."):
+            value["class_path"] = _MODULES.get(module, module) + dot + _CLASSES.get(name, name)
+    return value
 
 
 class Recorded:
@@ -61,17 +94,21 @@ def recipe_of(value: Any) -> Any:
 
 
 def build_recipe(recipe: Any) -> Any:
-    """Builds again what `recipe_of` described.
+    """Builds again what `recipe_of` described, in any form.
 
     Raises:
         ValueError: if a class is gone, or is not a `Recorded` part (a recipe can only call our own kind of class).
     """
+    return _build(migrate(recipe))
+
+
+def _build(recipe: Any) -> Any:
     if isinstance(recipe, list):
-        return [build_recipe(item) for item in recipe]
+        return [_build(item) for item in recipe]
     if not isinstance(recipe, dict):
         return recipe
     if set(recipe) != {"class_path", "init_args"}:
-        return {key: build_recipe(item) for key, item in recipe.items()}
+        return {key: _build(item) for key, item in recipe.items()}
     module, _, name = recipe["class_path"].rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
@@ -82,7 +119,7 @@ def build_recipe(recipe: Any) -> Any:
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, Recorded)):
         raise ValueError(f"the checkpoint names {recipe['class_path']}, which is not a Recorded part: it is damaged")
-    arguments = {key: build_recipe(item) for key, item in recipe["init_args"].items()}
+    arguments = {key: _build(item) for key, item in recipe["init_args"].items()}
     try:
         return cls(**arguments)
     except TypeError as error:

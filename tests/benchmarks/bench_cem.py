@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from wmlightning.allocator import keep_freed_memory
+from wmlightning.cli.allocator import keep_freed_memory
 from wmlightning.distributions.latents import GaussianLatent
 from wmlightning.dynamics.rssm import RSSM
 from wmlightning.planners import CEM

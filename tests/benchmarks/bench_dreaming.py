@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_dreaming.py [--threads 2] [--rows cuda-256]
 
-Ours is `DreamtGames.play`, which a generation of C inside M is: starts drawn, noise shared as told, dreams that are
+Ours is `DreamFitness.play`, which a generation of C inside M is: starts drawn, noise shared as told, dreams that are
 over left out, sums kept. The reference is the loop one would write for exactly these sizes: `torch.nn.LSTMCell`, one
 linear head for the mixture, softmax, cumsum and gather, one batched product for the controllers, in inference mode. The
 done head is there and never says that a dream is over, so that both dream every step. LSTM 256 with z 32 is the paper's
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
-from wmlightning.environments.dream import Dream
+from wmlightning.environments.dream import DreamRules
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.networks.controller import Controller
-from wmlightning.stages.games import DreamtGames
+from wmlightning.stages.fitness import DreamFitness
 from wmlightning.stages.mdn_rnn import MDNRNN
 from wmlightning.stages.vae import VAE
 
@@ -87,9 +87,9 @@ def ours(hidden: int, shared: bool = True, half: bool = False, device: str = "cp
     model = MDNRNN(VAE(latent), MDNLSTM(latent, action, hidden, MIXTURES, restart), done_head=True)
     model.heads.layers["done"].bias.data.fill_(-9.0)  # pyright: ignore[reportCallIssue]
     controller = Controller(features, latent, hidden, action, bias=False)
-    dream = Dream(temperature=TEMPERATURE, max_steps=STEPS, reward="alive", done=True)
+    dream = DreamRules(temperature=TEMPERATURE, max_steps=STEPS, reward="alive", done=True)
     environment = EnvFactory("wmlightning/DummyPixels-v0")
-    games = DreamtGames(dream, model.requires_grad_(False).to(device).eval(), controller, environment)
+    games = DreamFitness(dream, model.requires_grad_(False).to(device).eval(), controller, environment)
     games.starts = torch.randn(100, 2 * latent, device=device)
     candidates = 0.1 * torch.randn(POPULATION, controller.size, dtype=torch.float64)
     seeds = [episode + (0 if shared else EPISODES * row) for row in range(POPULATION) for episode in range(EPISODES)]

@@ -20,9 +20,8 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from tqdm import tqdm
 
-from datamodules.background import InBackground
 from datamodules.store import EpisodeStore
-from datamodules.writer import EpisodeWriter
+from datamodules.writer import BackgroundWriter, EpisodeWriter
 from wmlightning.environments.car_racing import KEPT_ROWS, CarRacingOnDemand
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
@@ -134,7 +133,7 @@ def doom(rounds: int, num_envs: int) -> None:
             def collecting(envs=envs, policy=policy, store=store, repeat=repeat) -> tuple[float, float]:
                 start, first = time.perf_counter(), len(store)
                 indices = list(range(first, first + 4 * num_envs * (1 if repeat == 1 else 3)))
-                with InBackground(EpisodeWriter(store)) as writer:  # as `wmlightning collect` does
+                with BackgroundWriter(EpisodeWriter(store)) as writer:  # as `wmlightning collect` does
                     results = rollout(envs, policy, indices, indices=indices, writer=writer)
                 return sum(result.env_steps for result in results), time.perf_counter() - start
 

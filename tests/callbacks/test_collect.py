@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from online_support import BATCHES, Chaser, agent, collector, environment, files, fit
 
-from wmlightning.callbacks.collect import episode_seed
+from wmlightning.callbacks.collect import online_episode_seed
 from wmlightning.policies.exploration import ConstantPolicy
 
 
@@ -17,7 +17,7 @@ def test_it_plays_the_prefill_and_then_what_each_epoch_owes(tmp_path):
     births = [name.birth for name in run.data.store.listing]
     assert births == [0] * 3 + [BATCHES] * 2 + [2 * BATCHES] * 2 + [3 * BATCHES] * 2
     assert run.data.store.indices.tolist() == list(range(9))
-    assert run.collect.ledger.decisions == run.data.store.num_steps == 9 * 4
+    assert run.collect.progress.decisions == run.data.store.num_steps == 9 * 4
 
 
 def test_environment_steps_are_those_really_made_and_the_x_axis_of_every_curve(tmp_path):
@@ -52,14 +52,14 @@ def test_decisions_owed_are_counted_whatever_the_action_repeat_and_the_overshoot
         paid += sum(name.rows - 1 for name in run.data.store.listing if name.birth == batch)
         owed = 10 + 1.5 * batch
         assert owed <= paid < owed + 2 * length, "Two environments finish the episodes that they have begun."
-    assert run.collect.ledger.env_steps == 7 * len(run.data.store)
+    assert run.collect.progress.env_steps == 7 * len(run.data.store)
     assert run.curves.named("collect/overshoot")[-1][1] == paid - owed
 
 
 def test_accumulated_gradients_count_as_the_updates_that_they_are(tmp_path):
     run = fit(tmp_path, max_epochs=8, accumulate_grad_batches=4)
     assert run.trainer.global_step == 8
-    assert run.collect.ledger.episodes == 3 + 8 // BATCHES * 2
+    assert run.collect.progress.episodes == 3 + 8 // BATCHES * 2
 
 
 def test_who_acts_is_random_before_the_first_update_and_then_the_agent(tmp_path):
@@ -76,7 +76,7 @@ def test_who_acts_is_random_before_the_first_update_and_then_the_agent(tmp_path)
 def test_episodes_differ_in_their_seeds_and_name_them(tmp_path):
     run = fit(tmp_path, max_epochs=2)
     seeds = [run.data.store.contents(name).metadata["seed"] for name in run.data.store.listing]
-    assert seeds == [episode_seed(0, 0, k) for k in range(7)]
+    assert seeds == [online_episode_seed(0, 0, k) for k in range(7)]
     assert len(set(seeds)) == 7
 
 

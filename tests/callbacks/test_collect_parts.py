@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from online_support import BATCHES, agent, collector, data, environment, files, fit
 
-from datamodules.joined import Joined
-from wmlightning.callbacks.playing import episode_seed
+from datamodules.segments import SegmentedEpisodes
+from wmlightning.callbacks.between_epochs import online_episode_seed
 
 LENGTH, SEGMENT = 20, 6
 """Decisions of an episode (40 environment steps) and of a part."""
@@ -25,7 +25,7 @@ def run(folder, num_envs=2, **options):
 
 def games(store):
     """The parts of each episode by (rank, index)."""
-    joined = Joined(store.listing)
+    joined = SegmentedEpisodes(store.listing)
     episodes = [joined.parts(k) for k in range(len(joined))]
     assert len({(parts[0].rank, parts[0].index) for parts in episodes}) == len(episodes), "no part is missing"
     return {(parts[0].rank, parts[0].index): parts for parts in episodes}
@@ -39,7 +39,7 @@ def check_store(store, rank=0):
         steps = [name.rows - 1 for name in parts]
         assert steps in ([6, 6, 6, 2][: len(steps)], [6, 6, 6][: len(steps)])
         assert [name.part for name in parts] == list(range(len(parts)))
-        assert {store.contents(name).metadata["seed"] for name in parts} == {episode_seed(0, rank, index)}
+        assert {store.contents(name).metadata["seed"] for name in parts} == {online_episode_seed(0, rank, index)}
     return found
 
 
@@ -51,12 +51,12 @@ def test_what_is_owed_is_paid_in_parts_and_a_game_outlives_the_policy_that_began
         owed = 14 + 2 * updates
         assert owed <= played < owed + 2 * SEGMENT, "Two rows may each finish the part that they are in."
     assert any(len({name.birth for name in parts}) > 1 for parts in found.values())
-    ledger = done.collect.ledger
-    still_open = {index: parts for _, index, parts in ledger.open}
+    progress = done.collect.progress
+    still_open = {index: parts for _, index, parts in progress.open}
     assert still_open == {index: len(p) for index, p in found.items() if sum(n.rows - 1 for n in p) < LENGTH}
-    assert ledger.decisions == done.data.store.num_steps
-    assert ledger.env_steps == 2 * ledger.decisions
-    assert ledger.begun == [len(found)]
+    assert progress.decisions == done.data.store.num_steps
+    assert progress.env_steps == 2 * progress.decisions
+    assert progress.begun == [len(found)]
 
 
 def test_the_return_is_that_of_whole_games_and_is_logged_when_one_ends(tmp_path):
@@ -92,7 +92,7 @@ def test_a_part_is_learned_from_at_once(tmp_path):
 def test_a_run_that_is_resumed_keeps_the_parts_it_knew_and_begins_its_open_games_anew(tmp_path, cut):
     saving = [ModelCheckpoint(tmp_path, "cut", every_n_train_steps=cut, save_top_k=1)]
     first = run(tmp_path, saving=saving, max_steps=11)
-    known = torch.load(tmp_path / "cut.ckpt", weights_only=True)["callbacks"]["Collect"]["ledger"]
+    known = torch.load(tmp_path / "cut.ckpt", weights_only=True)["callbacks"]["Collect"]["progress"]
     open_then = {index: parts for _, index, parts in known["open"]}
     assert open_then
     before = files(tmp_path)
@@ -105,9 +105,9 @@ def test_a_run_that_is_resumed_keeps_the_parts_it_knew_and_begins_its_open_games
         assert not resumed.data.store.read(resumed.data.store.listing.index(found[index][-1])).is_terminal.any()
     for name, content in files(tmp_path).items():
         assert name not in before or before[name] == content
-    assert resumed.collect.ledger.begun[0] == len(found) > known["begun"][0]
-    assert resumed.collect.ledger.decisions == resumed.data.store.num_steps
-    assert first.collect.ledger.decisions >= known["decisions"]
+    assert resumed.collect.progress.begun[0] == len(found) > known["begun"][0]
+    assert resumed.collect.progress.decisions == resumed.data.store.num_steps
+    assert first.collect.progress.decisions >= known["decisions"]
 
 
 def test_a_run_can_be_resumed_again_from_a_checkpoint_of_a_resumed_one(tmp_path):
@@ -116,7 +116,7 @@ def test_a_run_can_be_resumed_again_from_a_checkpoint_of_a_resumed_one(tmp_path)
         ckpt = {"ckpt_path": tmp_path / "cut.ckpt"} if end > 6 else {}
         done = run(tmp_path, saving=saving, max_steps=end, **ckpt)
         check_store(done.data.store)
-    assert done.collect.ledger.decisions == done.data.store.num_steps
+    assert done.collect.progress.decisions == done.data.store.num_steps
 
 
 def test_two_processes_play_their_own_games_in_parts(tmp_path):
@@ -142,14 +142,14 @@ def test_two_processes_play_their_own_games_in_parts(tmp_path):
 
 
 class Ledgers(Callback):
-    """Writes down the ledger of every process."""
+    """Writes down the progress of every process."""
 
     def __init__(self, folder):
         self.folder = folder
 
     def on_train_end(self, trainer, pl_module):
-        collect = next(callback for callback in trainer.callbacks if hasattr(callback, "ledger"))
-        torch.save(collect.ledger.state(), f"{self.folder}/{trainer.global_rank}.pt")
+        collect = next(callback for callback in trainer.callbacks if hasattr(callback, "progress"))
+        torch.save(collect.progress.state(), f"{self.folder}/{trainer.global_rank}.pt")
 
 
 @pytest.mark.parametrize(

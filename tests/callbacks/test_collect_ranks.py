@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from online_support import BATCHES, agent, collector, data, files, fit
 from torch.testing import assert_close
 
-from wmlightning.callbacks.collect import episode_seed
+from wmlightning.callbacks.collect import online_episode_seed
 from wmlightning.callbacks.evaluate import Evaluate
 
 
@@ -21,9 +21,9 @@ class Report(Callback):
         self.weights.append({name: value.detach().clone() for name, value in pl_module.named_parameters()})
 
     def on_train_end(self, trainer, pl_module):
-        ledger = next(c for c in trainer.callbacks if hasattr(c, "ledger")).ledger.state()
+        progress = next(c for c in trainer.callbacks if hasattr(c, "progress")).progress.state()
         curves = [[*key, values] for key, values in trainer.logger.exact.items()] if trainer.is_global_zero else []
-        told = {"seen": self.seen, "weights": self.weights, "ledger": ledger, "curves": curves}
+        told = {"seen": self.seen, "weights": self.weights, "progress": progress, "curves": curves}
         torch.save(told, f"{self.folder}/{trainer.global_rank}.pt")
 
 
@@ -61,14 +61,14 @@ def test_each_plays_its_share_and_both_learn_the_same_from_all_of_it(tmp_path, w
     for one, other in zip(ranks[0]["weights"], ranks[1]["weights"], strict=True):
         assert_close(one, other, rtol=0, atol=0)
     assert ranks[0]["seen"] == ranks[1]["seen"]
-    assert ranks[0]["ledger"] == ranks[1]["ledger"]
+    assert ranks[0]["progress"] == ranks[1]["progress"]
 
     store = data(tmp_path).store
     by_rank = [[name for name in store.listing if name.rank == rank] for rank in range(2)]
     for rank, names in enumerate(by_rank):
         assert [name.index for name in names] == list(range(len(names)))
         seeds = [store.contents(name).metadata["seed"] for name in names]
-        assert seeds == [episode_seed(0, rank, k) for k in range(len(names))]
+        assert seeds == [online_episode_seed(0, rank, k) for k in range(len(names))]
     assert abs(len(by_rank[0]) - len(by_rank[1])) <= 1
 
     for updates in range(0, 4 * BATCHES, BATCHES):
@@ -78,7 +78,7 @@ def test_each_plays_its_share_and_both_learn_the_same_from_all_of_it(tmp_path, w
         else:
             owed = 20 + 3.5 * updates
             assert owed <= sum(name.rows - 1 for name in played) < owed + 2 * 4
-    assert ranks[0]["ledger"]["env_steps"] == 7 * len(store)
+    assert ranks[0]["progress"]["env_steps"] == 7 * len(store)
 
 
 @pytest.mark.slow
@@ -92,6 +92,6 @@ def test_two_processes_that_are_cut_and_resumed_go_on_exactly(tmp_path):
         assert files(cut) == files(folder / "whole")
         for rank in range(2):
             assert_close(resumed[rank]["weights"], whole[rank]["weights"][6:], rtol=0, atol=0)
-            assert resumed[rank]["ledger"] == whole[rank]["ledger"]
+            assert resumed[rank]["progress"] == whole[rank]["progress"]
         logged = {(name, x): values for name, x, values in whole[0]["curves"]}
         assert all(logged[name, x][-len(values) :] == values for name, x, values in resumed[0]["curves"])

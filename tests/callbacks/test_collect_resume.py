@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from online_support import BATCHES, agent, collector, continued, data, files, fit
 from torch.testing import assert_close
 
+from wmlightning.callbacks.checkpoints import LastCheckpoint
 from wmlightning.callbacks.evaluate import Evaluate
-from wmlightning.checkpoints import LastCheckpoint
 from wmlightning.environments.dummy import DummyPixels
 
 EPOCHS = 3

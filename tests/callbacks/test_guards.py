@@ -16,11 +16,12 @@ from datamodules.datasets import WindowDataset
 from datamodules.episode import Batch
 from datamodules.samplers import UniformWindows
 from wmlightning.callbacks.guards import StopOnNonFinite, WarnOfCollapse, latent_use
-from wmlightning.callbacks.pictures import undisturbed
-from wmlightning.cli import build
+from wmlightning.cli.lightning import build
 from wmlightning.distributions.latents import GaussianLatent, MeanLatent
 from wmlightning.dynamics import RSSM
-from wmlightning.stages.stage import Stage, load
+from wmlightning.pictures.book import undisturbed
+from wmlightning.stages.checkpoints import load
+from wmlightning.stages.stage import Stage
 from wmlightning.stages.vae import VAE
 from wmlightning.stages.world_model import WorldModel
 

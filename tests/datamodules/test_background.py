@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from datamodules.background import InBackground
 from datamodules.store import EpisodeStore
-from datamodules.writer import EpisodeWriter
+from datamodules.writer import BackgroundWriter, EpisodeWriter
 
 
 def play(writer, index, steps, reward=1.0):
@@ -20,7 +19,7 @@ def test_the_files_are_those_that_the_writer_itself_would_write(tmp_path):
     for name in ("plain", "background"):
         (tmp_path / name).mkdir()
     plain = EpisodeWriter(EpisodeStore(tmp_path / "plain"))
-    with InBackground(EpisodeWriter(EpisodeStore(tmp_path / "background"))) as background:
+    with BackgroundWriter(EpisodeWriter(EpisodeStore(tmp_path / "background"))) as background:
         for writer in (plain, background):
             for index in range(5):
                 play(writer, index, 3 + index)
@@ -31,7 +30,7 @@ def test_the_files_are_those_that_the_writer_itself_would_write(tmp_path):
 
 def test_what_is_finished_is_on_disk_when_an_exception_ends_the_block(tmp_path):
     def interrupted():
-        with InBackground(EpisodeWriter(EpisodeStore(tmp_path))) as writer:
+        with BackgroundWriter(EpisodeWriter(EpisodeStore(tmp_path))) as writer:
             play(writer, 0, 4)
             raise KeyboardInterrupt
 
@@ -42,5 +41,5 @@ def test_what_is_finished_is_on_disk_when_an_exception_ends_the_block(tmp_path):
 
 def test_an_error_of_the_writer_is_raised_in_the_callers_thread(tmp_path):
     with pytest.raises(ValueError, match="rewards must be finite"):
-        with InBackground(EpisodeWriter(EpisodeStore(tmp_path))) as writer:
+        with BackgroundWriter(EpisodeWriter(EpisodeStore(tmp_path))) as writer:
             play(writer, 0, 2, reward=float("nan"))

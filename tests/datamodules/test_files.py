@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datamodules.files import write_atomically
-from wmlightning.checkpoints import AtomicCheckpointIO
+from wmlightning.callbacks.checkpoints import AtomicCheckpointIO
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -5,14 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.hashing import below, mix, permuted
-from datamodules.samplers import (
-    ChainedWindows,
-    ConsecutiveWindows,
-    EndWeightedWindows,
-    ShuffledFrames,
-    UniformWindows,
-)
+from datamodules.hashing import mix, permuted, uniform_below
+from datamodules.samplers import ChainedWindows, ConsecutiveWindows, EndWeightedWindows, ShuffledFrames, UniformWindows
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=12).map(np.array)
 WEIGHTS = st.sampled_from(["episode", "step"])
@@ -190,4 +184,4 @@ def test_a_computed_permutation_is_close_to_random():
 def test_hashes_are_the_same_on_every_machine():
     assert mix(0).tolist() == [16294208416658607535]  # splitmix64's first number from state 0
     assert mix(1, np.array([2, 3])).tolist() == [int(mix(1, 2)[0]), int(mix(1, 3)[0])]
-    assert below(10, 7, np.arange(8)).tolist() == below(np.full(8, 10), 7, np.arange(8)).tolist()
+    assert uniform_below(10, 7, np.arange(8)).tolist() == uniform_below(np.full(8, 10), 7, np.arange(8)).tolist()

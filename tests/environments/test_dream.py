@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
 from wmlightning.dynamics import MDNLSTM, State
-from wmlightning.environments.dream import Dream, DreamEnv, DreamVectorEnv, begin_anywhere
+from wmlightning.environments.dream import DreamEnv, DreamRules, DreamVectorEnv, begin_anywhere
 from wmlightning.recipes import build_recipe, recipe_of
 from wmlightning.stages.mdn_rnn import MDNRNN
 from wmlightning.stages.vae import VAE
@@ -63,7 +63,7 @@ def tiny(**heads):
 
 
 def env_of(**settings):
-    return DreamEnv(Line(), Dream(**settings), starts=torch.zeros(1, 1))
+    return DreamEnv(Line(), DreamRules(**settings), starts=torch.zeros(1, 1))
 
 
 def quiet(env):
@@ -114,7 +114,7 @@ def test_temperature_reaches_the_model():
 
 
 def test_in_an_mdn_rnns_dream_the_first_action_is_taken_at_a_sampled_code_and_an_empty_memory():
-    model, dream = tiny(reward_head=True), Dream()
+    model, dream = tiny(reward_head=True), DreamRules()
     mean, logvar = torch.randn(3, 4), torch.randn(3, 4)
     noise = torch.randn(3, 4)
     state = dream.begin(model, torch.cat([mean, logvar], 1), noise)
@@ -131,7 +131,7 @@ def test_in_an_mdn_rnns_dream_the_first_action_is_taken_at_a_sampled_code_and_an
 @pytest.mark.filterwarnings("ignore:.*observation space m.*imum value is", "ignore:.*not having a spec")
 @pytest.mark.parametrize("discrete", [False, True])
 def test_gymnasiums_own_checker_finds_nothing_to_say(discrete):
-    env = DreamEnv(tiny(reward_head=True), Dream(max_steps=5), torch.randn(7, 8), discrete)
+    env = DreamEnv(tiny(reward_head=True), DreamRules(max_steps=5), torch.randn(7, 8), discrete)
     check_env(env, skip_close_check=True)
     env.reset(seed=0)
     assert env.render().shape == (64, 64, 3)
@@ -139,7 +139,7 @@ def test_gymnasiums_own_checker_finds_nothing_to_say(discrete):
 
 
 def test_a_seed_names_the_whole_dream():
-    env = DreamVectorEnv(tiny(reward_head=True), Dream(max_steps=5), 3, torch.randn(7, 8))
+    env = DreamVectorEnv(tiny(reward_head=True), DreamRules(max_steps=5), 3, torch.randn(7, 8))
     actions = np.random.default_rng(0).uniform(-1, 1, (4, 3, 2)).astype(np.float32)
     runs = [[env.reset(seed=seed)[0]] + [env.step(action)[0] for action in actions] for seed in (5, 5, 6)]
     assert all(np.array_equal(one, two) for one, two in zip(runs[0], runs[1], strict=True))
@@ -148,7 +148,7 @@ def test_a_seed_names_the_whole_dream():
 
 
 def test_rows_that_have_ended_rest_until_they_are_reset():
-    env = quiet(DreamVectorEnv(Line(), Dream(done=True, max_steps=3), 2, torch.zeros(1, 1)))
+    env = quiet(DreamVectorEnv(Line(), DreamRules(done=True, max_steps=3), 2, torch.zeros(1, 1)))
     env.reset(seed=0)
     push = np.array([[1.0], [0.25]], np.float32)
     _, _, terminated, _, _ = env.step(push)
@@ -163,7 +163,7 @@ def test_rows_that_have_ended_rest_until_they_are_reset():
 
 
 def test_options_without_a_mask_reset_every_row():
-    env = quiet(DreamVectorEnv(Line(), Dream(), 2, torch.zeros(1, 1)))
+    env = quiet(DreamVectorEnv(Line(), DreamRules(), 2, torch.zeros(1, 1)))
     env.reset(seed=0)
     env.step(np.ones((2, 1), np.float32))
     assert env.reset(options={"foo": 1})[0].tolist() == [[0.0, 0.0], [0.0, 0.0]]
@@ -175,7 +175,7 @@ def test_a_dream_that_has_not_begun_is_not_stepped():
     with pytest.raises(ResetNeeded, match="call reset first"):
         env_of().step(np.zeros(1, np.float32))
     with pytest.raises(ResetNeeded, match="call reset first"):
-        DreamVectorEnv(Line(), Dream(), 2, torch.zeros(1, 1)).step(np.zeros((2, 1), np.float32))
+        DreamVectorEnv(Line(), DreamRules(), 2, torch.zeros(1, 1)).step(np.zeros((2, 1), np.float32))
 
 
 def store_of(path, observations, **metadata):
@@ -196,16 +196,16 @@ def codes_of(count, width=4):
 def test_dreams_begin_at_first_rows_spread_over_the_store(tmp_path):
     model = tiny()
     starts = store_of(tmp_path, codes_of(9), vae=model.vae.fingerprint())
-    embeds = Dream(starts, num_starts=3).first_embeds(model)
+    embeds = DreamRules(starts, num_starts=3).first_embeds(model)
     assert embeds[:, 0].tolist() == [0.0, 4.0, 8.0]
     assert_close(embeds[:, 4:], -embeds[:, :4])
-    assert len(Dream(starts).first_embeds(model)) == 9
+    assert len(DreamRules(starts).first_embeds(model)) == 9
 
 
 def test_first_images_are_encoded(tmp_path):
     model = tiny()
     images = np.random.default_rng(0).integers(0, 256, (3, 2, 64, 64, 3), np.uint8)
-    embeds = Dream(store_of(tmp_path, [{"image": pair} for pair in images])).first_embeds(model)
+    embeds = DreamRules(store_of(tmp_path, [{"image": pair} for pair in images])).first_embeds(model)
     with torch.no_grad():
         assert_close(embeds, model.encode(torch.from_numpy(images[:, 0])))
 
@@ -213,7 +213,7 @@ def test_first_images_are_encoded(tmp_path):
 def test_first_frames_are_drawn_evenly():
     dynamics = Line()
     starts = torch.arange(4.0)[:, None] * 100
-    begun = begin_anywhere(dynamics, Dream(), starts, 4000, torch.Generator().manual_seed(0))
+    begun = begin_anywhere(dynamics, DreamRules(), starts, 4000, torch.Generator().manual_seed(0))
     counts = (begun.stoch[:, 0] / 100).round().clamp(min=0).long().bincount()
     assert_close(counts.float(), torch.full((4,), 1000.0), rtol=0.1, atol=0.0)
 
@@ -231,14 +231,14 @@ def test_first_frames_are_drawn_evenly():
 )
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Dream(**settings)
+        DreamRules(**settings)
 
 
 @pytest.mark.parametrize(
     ("dream", "heads", "message"),
     [
-        (Dream(), {}, "reward_head=true, or give the dream reward=alive"),
-        (Dream(reward="alive", done=True), {}, "done_head=true, or give the dream done=false"),
+        (DreamRules(), {}, "reward_head=true, or give the dream reward=alive"),
+        (DreamRules(reward="alive", done=True), {}, "done_head=true, or give the dream done=false"),
     ],
 )
 def test_a_dream_is_refused_that_the_model_cannot_dream(dream, heads, message):
@@ -257,11 +257,11 @@ def test_a_dream_that_cannot_begin_says_why(tmp_path):
         (narrow, "have 3 numbers but this model's V writes 4"),
     ):
         with pytest.raises(ValueError, match=message):
-            Dream(starts).first_embeds(model)
+            DreamRules(starts).first_embeds(model)
 
 
 def test_a_dream_is_rebuilt_from_its_recipe():
-    dream = build_recipe(recipe_of(Dream("somewhere", 1.15, 2100, "alive", True)))
+    dream = build_recipe(recipe_of(DreamRules("somewhere", 1.15, 2100, "alive", True)))
     assert (dream.temperature, dream.max_steps, dream.pay, dream.threshold) == (1.15, 2100, 1.0, 0.5)
 
 

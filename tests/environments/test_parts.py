@@ -6,8 +6,8 @@ import torch
 
 from datamodules.datasets import WindowDataset
 from datamodules.episode import Batch
-from datamodules.joined import Joined
 from datamodules.samplers import UniformWindows
+from datamodules.segments import SegmentedEpisodes
 from datamodules.store import EpisodeStore
 from datamodules.writer import EpisodeWriter
 from wmlightning.environments.factory import EnvFactory
@@ -60,7 +60,7 @@ def play(envs, store, decisions, policy=None, forget=False):
 
 def whole_of(store, index):
     """One episode from all its parts."""
-    joined = Joined(store.listing)
+    joined = SegmentedEpisodes(store.listing)
     episode = next(k for k in range(len(joined)) if joined.parts(k)[0].index == index)
     return WindowDataset(UniformWindows(int(joined.lengths[episode]))).draw(store, joined.parts(episode), 0, 0, 1)
 
@@ -142,7 +142,7 @@ def test_a_game_whose_worker_dies_ends_with_its_last_part_and_the_next_is_begun(
     with accident.parted(1, 1, max_segment, lambda index: index, first=3) as envs:
         play(envs, store, 15)
     assert marker.exists()
-    joined = Joined(store.listing)
+    joined = SegmentedEpisodes(store.listing)
     assert [[parts[0].index, len(parts)] for parts in map(joined.parts, range(len(joined)))] == found
     # What a worker did before it died is played for nothing, but it was played.
     assert sum(name.rows - 1 for name in store.listing) == 18 - 2 * (max_segment == 3)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.background import InBackground
 from datamodules.store import EpisodeStore
-from datamodules.writer import EpisodeWriter
+from datamodules.writer import BackgroundWriter, EpisodeWriter
 from wmlightning.environments import workers
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
@@ -227,7 +226,7 @@ def test_a_rollout_ahead_that_stops_or_is_interrupted_leaves_the_environments_us
     calls = iter([False] * 3 + [True])
     store = EpisodeStore(tmp_path / "stopped")
     with factory.vector(2, 2) as envs:
-        with InBackground(EpisodeWriter(store)) as writer:
+        with BackgroundWriter(EpisodeWriter(store)) as writer:
             assert rollout(envs, NOISE, [1, 2, 3], writer=writer, should_stop=lambda: next(calls)) == []
         assert len(store) == 0
         with monkeypatch.context() as patch:
@@ -235,7 +234,7 @@ def test_a_rollout_ahead_that_stops_or_is_interrupted_leaves_the_environments_us
             with pytest.raises(KeyboardInterrupt):
                 rollout(envs, NOISE, [1, 2, 3])
         before = envs.env_steps_made
-        with InBackground(EpisodeWriter(store)) as writer:
+        with BackgroundWriter(EpisodeWriter(store)) as writer:
             results = rollout(envs, NOISE, [5, 6, 7], writer=writer)
         assert envs.env_steps_made - before >= 300
         envs.reset(seed=0)

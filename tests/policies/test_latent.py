@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.interfaces import Policy
 from wmlightning.networks.controller import Controller
-from wmlightning.policies.latent import LatentPolicy, row_noise
+from wmlightning.policies.latent import LatentPolicy
+from wmlightning.policies.state_filter import row_noise
 from wmlightning.stages.mdn_rnn import MDNRNN
 from wmlightning.stages.vae import VAE
 

@@ -9,14 +9,14 @@ from controller_support import CUTS, AskToStop, Notes, WriteDown, assert_same, e
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from wmlightning.callbacks.scores import evaluation_seeds
+from wmlightning.callbacks.evaluate import evaluation_seeds
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.policies.exploration import SmoothNoisePolicy
+from wmlightning.stages.checkpoints import load
 from wmlightning.stages.controller import CMAESController
-from wmlightning.stages.games import RealGames
-from wmlightning.stages.stage import load
-from wmlightning.tools.collect import episode_seed
+from wmlightning.stages.fitness import RealFitness
+from wmlightning.tools.collect import collection_seed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 
@@ -82,7 +82,7 @@ def test_an_interrupted_generation_leaves_no_trace_and_is_played_again(tmp_path)
     with pytest.raises(SIGTERMException):
         stopped.fit(cut)
     assert stopped.global_step == cut.trainer.optimizers[0].generation == 2
-    assert cut.games.envs is None
+    assert cut.fitness.envs is None
     (file,) = (tmp_path / "checkpoints").iterdir()
     resumed, second = make(), trainer(tmp_path, 5)
     second.fit(resumed, ckpt_path=file, weights_only=True)
@@ -126,7 +126,7 @@ def test_a_step_is_a_generation_and_environment_steps_are_on_the_x_axis(tmp_path
 
 def test_weight_decay_rewards_small_parameters(tmp_path, monkeypatch):
     zeros = torch.zeros(2, 6, 1, dtype=torch.float64)
-    monkeypatch.setattr(RealGames, "play", lambda *_: (zeros[0], zeros[1].long()))
+    monkeypatch.setattr(RealFitness, "play", lambda *_: (zeros[0], zeros[1].long()))
     stage, notes = make(weight_decay=10.0, evaluate_every=0), Notes()
     candidates = stage.configure_optimizers().ask()
     trainer(tmp_path, 1, logger=notes).fit(stage)
@@ -202,18 +202,18 @@ def test_evaluation_meets_every_seed_once_and_none_of_trainings():
     trained = {seed for generation in range(50) for seed in stage.generation_seeds(generation)}
     assert not set(evaluation) & trained
     assert not set(evaluation_seeds(stage.seed, 500)) & trained, "Of the evaluation after training too."
-    assert not {*evaluation, *evaluation_seeds(stage.seed, 500)} & {episode_seed(stage.seed, k) for k in range(100)}
+    assert not {*evaluation, *evaluation_seeds(stage.seed, 500)} & {collection_seed(stage.seed, k) for k in range(100)}
 
 
 def test_an_error_in_an_environment_closes_all_of_them(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("the track is flooded")
 
-    monkeypatch.setattr("wmlightning.stages.games.rollout", broken)
+    monkeypatch.setattr("wmlightning.stages.fitness.rollout", broken)
     stage = make()
     with pytest.raises(RuntimeError, match="flooded"):
         trainer(tmp_path, 1).fit(stage)
-    assert stage.games.envs is None
+    assert stage.fitness.envs is None
 
 
 def test_mistakes_are_named():

@@ -12,8 +12,8 @@ from datamodules.datasets import WindowDataset
 from datamodules.samplers import UniformWindows
 from datamodules.store import EpisodeStore
 from wmlightning.dynamics import MDNLSTM
+from wmlightning.stages.checkpoints import load
 from wmlightning.stages.mdn_rnn import MDNRNN
-from wmlightning.stages.stage import load
 from wmlightning.stages.vae import VAE
 
 Z, A, H = 3, 2, 6

@@ -25,13 +25,13 @@ from wmlightning.networks.target import TargetNetwork
 from wmlightning.objectives.actor import DynamicsBackprop, Reinforce
 from wmlightning.objectives.divergence import BalancedKL, FreeNatsKL
 from wmlightning.planners import CEM
-from wmlightning.policies.behaviour import Fading
+from wmlightning.policies.actor import LinearDecay
 from wmlightning.policies.exploration import HeldActionsPolicy
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.actor_critic import ActorCritic
+from wmlightning.stages.checkpoints import check_continues
 from wmlightning.stages.dreamer import Dreamer
 from wmlightning.stages.planet import PlaNet
-from wmlightning.stages.stage import check_continues
 from wmlightning.stages.world_model import WorldModel
 from wmlightning.tools.evaluate import evaluate
 
@@ -147,7 +147,7 @@ def test_the_target_critic_is_renewed_in_time(store):
 
 
 def test_accumulated_batches_count_as_one_update(store):
-    agent = dreamer("v2 atari", epsilon=Fading(1.0, 0.0, 10))
+    agent = dreamer("v2 atari", epsilon=LinearDecay(1.0, 0.0, 10))
     trainer(max_steps=2, accumulate_grad_batches=2).fit(agent, data(store))
     assert agent.updates == 2
     assert agent.policy(explore=True).epsilon == pytest.approx(0.8)
@@ -280,9 +280,9 @@ def test_a_store_of_other_actions_is_refused(episodes):
     ("kind", "options", "words"),
     [
         ("v1", {"exploration": -0.1}, "standard deviation"),
-        ("v1", {"epsilon": Fading(0.4, 0.1, 9)}, "TanhNormal gives continuous ones"),
+        ("v1", {"epsilon": LinearDecay(0.4, 0.1, 9)}, "TanhNormal gives continuous ones"),
         ("v2 atari", {"exploration": 0.3}, "OneHot gives one-hot ones"),
-        ("v2 atari", {"epsilon": Fading(0.4, 1.1, 9)}, "epsilon is 1.1"),
+        ("v2 atari", {"epsilon": LinearDecay(0.4, 1.1, 9)}, "epsilon is 1.1"),
         ("v1", {"behaviour": {"action_size": 2, "feature_size": 99}}, r"\(2, 99\) but the world model has \(2, 11\)"),
         ("v1", {"world_model": "nowhere.ckpt"}, "there is no checkpoint at nowhere.ckpt"),
         ("v2 atari", {"model": {"cont_label": 0.9}, "behaviour": {"discount": 0.9}}, "would both discount"),
@@ -315,7 +315,7 @@ def test_exploring_samples_and_evaluating_does_not(kind):
 
 
 def test_epsilon_fades_with_updates(store):
-    agent = dreamer("v2 atari", epsilon=Fading(0.4, 0.1, 6))
+    agent = dreamer("v2 atari", epsilon=LinearDecay(0.4, 0.1, 6))
     assert agent.policy(explore=True).epsilon == 0.4
     trainer(max_steps=3).fit(agent, data(store))
     assert agent.policy(explore=True).epsilon == pytest.approx(0.25)

@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
-from wmlightning.environments.dream import Dream
+from wmlightning.environments.dream import DreamRules
 from wmlightning.environments.factory import EnvFactory
+from wmlightning.stages.checkpoints import load
 from wmlightning.stages.controller import CMAESController
 from wmlightning.stages.mdn_rnn import MDNRNN
-from wmlightning.stages.stage import load
 from wmlightning.stages.vae import VAE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
@@ -49,7 +49,7 @@ def make(starts, model=None, **changes):
         "sigma": 0.5,
         "seed": 3,
     }
-    dream = Dream(starts, temperature=1.15, max_steps=6)
+    dream = DreamRules(starts, temperature=1.15, max_steps=6)
     environment = EnvFactory("wmlightning/DummyPixels-v0", time_limit=4)
     return CMAESController(model or dreaming_model(), environment, dream, **(settings | changes))
 
@@ -153,7 +153,7 @@ def test_the_search_begins_at_an_earlier_mean(tmp_path, starts, dreaming):
     changes = {} if dreaming else {"dream": None}
     model = dreaming_model()
     environment = EnvFactory("wmlightning/DummyPixels-v0", time_limit=4)
-    settings = {"dream": Dream(starts), "start": str(tmp_path / "c.ckpt"), "sigma": 0.25} | changes
+    settings = {"dream": DreamRules(starts), "start": str(tmp_path / "c.ckpt"), "sigma": 0.25} | changes
     later = CMAESController(model, environment, **settings)
     search = later.configure_optimizers()
     assert torch.equal(search.mean.float(), stage.controller.theta.detach())

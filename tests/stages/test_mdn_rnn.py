@@ -27,9 +27,9 @@ from datamodules.store import EpisodeStore
 from wmlightning.distributions import GaussianMixture
 from wmlightning.dynamics import MDNLSTM, State
 from wmlightning.interfaces import LatentModel
-from wmlightning.stages.foresight import CopyBaseline, predictions_ahead
+from wmlightning.stages.baselines import CopyBaseline, predictions_ahead
+from wmlightning.stages.checkpoints import load
 from wmlightning.stages.mdn_rnn import MDNRNN
-from wmlightning.stages.stage import load
 from wmlightning.stages.vae import VAE
 
 Z, A, H = 3, 2, 6

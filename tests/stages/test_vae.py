@@ -13,7 +13,7 @@ from datamodules.datasets import FrameDataset
 from datamodules.episode import Batch
 from datamodules.store import EpisodeStore
 from wmlightning.networks import normalize
-from wmlightning.stages.stage import load
+from wmlightning.stages.checkpoints import load
 from wmlightning.stages.vae import VAE
 
 

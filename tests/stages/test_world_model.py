@@ -18,7 +18,7 @@ from wmlightning.interfaces import LatentModel
 from wmlightning.networks import quantize
 from wmlightning.objectives import FreeNatsKL, LatentOvershooting, ObservationOvershooting
 from wmlightning.stages import world_model
-from wmlightning.stages.stage import load
+from wmlightning.stages.checkpoints import load
 from wmlightning.stages.world_model import WorldModel
 
 OVERSHOOTING = {

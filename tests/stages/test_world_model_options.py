@@ -10,10 +10,10 @@ from datamodules.episode import Spec
 from wmlightning.distributions.categorical import CategoricalLatent
 from wmlightning.distributions.latents import GaussianLatent
 from wmlightning.dynamics import RSSM
-from wmlightning.networks.images import normalize
+from wmlightning.networks.pixels import normalize
 from wmlightning.objectives.contrastive import Contrastive
 from wmlightning.objectives.overshooting import ObservationOvershooting
-from wmlightning.stages.stage import load
+from wmlightning.stages.checkpoints import load
 from wmlightning.stages.world_model import WorldModel
 
 

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 import wmlightning.environments.dummy  # noqa: F401  (registers the environments)
-from wmlightning.commands import report
+from wmlightning.cli.commands import report
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.policies.exploration import ConstantPolicy
 from wmlightning.tools.compare import (
@@ -145,7 +145,7 @@ def test_a_published_curve_far_longer_than_ours_is_cut_off_between_its_points(cu
 
 
 def test_environment_steps_are_those_of_the_collector_or_of_the_agent_itself():
-    collected = {"callbacks": {"Collect": {"ledger": {"env_steps": 700}}, "Evaluate": {"last": {}}}}
+    collected = {"callbacks": {"Collect": {"progress": {"env_steps": 700}}, "Evaluate": {"last": {}}}}
     assert steps_trained(object(), collected) == 700
     assert steps_trained(SimpleNamespace(env_steps=torch.tensor(9)), {"callbacks": {}}) == 9
     assert steps_trained(object(), None) is None
@@ -166,7 +166,7 @@ def test_a_drawing_shows_bands_a_point_with_its_interval_and_levels(curves):
 
 def test_an_evaluation_is_drawn_over_the_curves_of_its_task_and_told_in_numbers(tmp_path, curves, monkeypatch):
     run = logged_run(tmp_path / "run", [(1000, 5.0), (2000, 15.0)])
-    kept = {"callbacks": {"Collect": {"ledger": {"env_steps": 2000}}}}
+    kept = {"callbacks": {"Collect": {"progress": {"env_steps": 2000}}}}
     monkeypatch.setattr("wmlightning.tools.compare.read_checkpoint", lambda path: kept)
     result = {"mean": 21.0, "ci95": 3.0}
     told = compare_with(

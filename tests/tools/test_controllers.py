@@ -15,8 +15,7 @@ from wmlightning.planners.cem import CEM
 from wmlightning.policies.exploration import ConstantPolicy
 from wmlightning.stages.planet import PlaNet
 from wmlightning.stages.world_model import WorldModel
-from wmlightning.tools.controllers import Stopwatch, milliseconds_per_action
-from wmlightning.tools.evaluate import evaluate
+from wmlightning.tools.evaluate import Stopwatch, evaluate, milliseconds_per_action
 
 PLANNER = {"horizon": 3, "candidates": 16, "elites": 4, "iterations": 2}
 

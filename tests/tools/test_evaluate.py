@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 import wmlightning.environments.dummy  # noqa: F401  (registers the environments)
-from wmlightning.callbacks.scores import interval, student_quantile
+from wmlightning.callbacks.evaluate import interval, student_quantile
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
-from wmlightning.environments.dream import Dream
+from wmlightning.environments.dream import DreamRules
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.policies.exploration import ConstantPolicy, HeldActionsPolicy
 from wmlightning.stages.controller import CMAESController
@@ -95,8 +95,8 @@ def test_the_numbers_are_on_disk_before_the_film_is_made(environment, tmp_path, 
 
 def test_an_agent_with_a_dream_is_scored_and_filmed_there_too(environment, tmp_path):
     model = MDNRNN(VAE(4, depth=2), MDNLSTM(4, 2, 8, 2), reward_head=True).eval()
-    agent = CMAESController(model, EnvFactory("wmlightning/DummyPixels-v0", time_limit=4), Dream(max_steps=3))
-    agent.games.starts = torch.randn(5, 8)
+    agent = CMAESController(model, EnvFactory("wmlightning/DummyPixels-v0", time_limit=4), DreamRules(max_steps=3))
+    agent.fitness.starts = torch.randn(5, 8)
     files = {"json": str(tmp_path / "e.json"), "video": str(tmp_path / "e.gif")}
     result = evaluate(agent, episodes=4, **files)
     dream = result["dream"]

@@ -1,1 +1,1 @@
-"""What happens around learning: pictures drawn while a stage trains, codes written while it predicts."""
+"""What happens around learning: collecting, evaluating, guarding, saving, reporting."""

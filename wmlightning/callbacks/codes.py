@@ -17,8 +17,7 @@ from datamodules.datasets import WholeEpisode
 from datamodules.episode import Episode
 from datamodules.files import DamagedEpisode
 from datamodules.store import EpisodeStore
-from wmlightning.rehearsal import EPISODES, ROWS, check_there, promise, promised
-from wmlightning.stages.codes import foreign_codes
+from wmlightning.stages.requirements import EPISODES, ROWS, check_there, foreign_codes, promise, promised
 from wmlightning.stages.vae import VAE
 
 

@@ -11,25 +11,26 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.files import DamagedEpisode, EpisodeName, megabytes
-from datamodules.lifetimes import set_aside
+from datamodules.retention import set_aside
 from datamodules.store import EpisodeStore
 from datamodules.writer import EpisodeWriter
-from wmlightning.bars import progress_bar
-from wmlightning.callbacks.debts import Ledger, Schedule, share
-from wmlightning.callbacks.playing import BetweenEpochs, Seeds, batches_trained, episode_seed
+from wmlightning.callbacks.between_epochs import BetweenEpochs, EpisodeSeeds, batches_trained, online_episode_seed
+from wmlightning.callbacks.schedule import CollectionProgress, Schedule, share
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.parts import PartedVectorEnv, PartsPolicy, PartsWriter, games_of
 from wmlightning.environments.rollout import EpisodeResult
 from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.policies.exploration import ExplorationPolicy, HeldActionsPolicy
-from wmlightning.stages.specs import check_held_out
+from wmlightning.runtime import progress_bar
+from wmlightning.stages.checkpoints import migrate_checkpoint
+from wmlightning.stages.requirements import check_held_out
 
 
 class Collect(BetweenEpochs):
     """Plays the agent between epochs and stores its episodes, as many as the run owes.
 
     Before the first update the store is filled by a random policy; then, between epochs, the agent plays, exploring,
-    until nothing is owed (see `callbacks.debts`). Of several processes each plays its share, and all learn from what
+    until nothing is owed (see `callbacks.schedule`). Of several processes each plays its share, and all learn from what
     all have played. Episode k of process r is a function of (seed, r, k) and of the weights it was played with.
 
     A resumed run goes on exactly: episodes that the checkpoint does not know are moved to `superseded-<time>/` in the
@@ -90,7 +91,7 @@ class Collect(BetweenEpochs):
                 "prefill_decisions and decisions_per_update"
             )
         self.prefill_policy, self.policy = prefill_policy, policy
-        self.ledger, self.resumed = Ledger(), False
+        self.progress, self.resumed = CollectionProgress(), False
         self._most_spared = 0
         self._shown: dict[str, float] = {}
         self._learning_since: tuple[float, int] | None = None
@@ -98,15 +99,15 @@ class Collect(BetweenEpochs):
     @property
     def steps_played(self) -> int:
         """Environment steps made by all processes: the x axis of every curve."""
-        return self.ledger.env_steps
+        return self.progress.env_steps
 
     def state_dict(self) -> dict[str, Any]:
         """What has been played."""
-        return {"ledger": self.ledger.state()}
+        return {"progress": self.progress.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from what had been played."""
-        self.ledger, self.resumed = Ledger(**state_dict["ledger"]), True
+        self.progress, self.resumed = CollectionProgress(**state_dict["progress"]), True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a stage that does not act, or that has nothing to keep episodes in."""
@@ -131,23 +132,23 @@ class Collect(BetweenEpochs):
         """Sets aside what the run does not know, before anybody reads."""
         store: EpisodeStore = trainer.datamodule.store
         store.refresh()
-        unknown = [name for name in store.listing if not self.ledger.counts(name)]
-        if not self.resumed and not self.ledger.episodes:
+        unknown = [name for name in store.listing if not self.progress.counts(name)]
+        if not self.resumed and not self.progress.episodes:
             self._check_own(store, unknown, pl_module)
         trainer.strategy.barrier("store checked")
         if trainer.is_global_zero and (folder := set_aside(store.path, unknown)):
             rank_zero_warn(f"{len(unknown)} episodes that were played after the checkpoint are now in {folder}")
         trainer.strategy.barrier("unknown episodes set aside")
         store.refresh()
-        known = self.ledger.in_view(store.listing)
+        known = self.progress.in_view(store.listing)
         found = [len(known), sum(name.rows - 1 for name in known)]
-        if found != self.ledger.view:
+        if found != self.progress.view:
             raise ValueError(
-                f"the checkpoint learned from {self.ledger.view[0]} episodes with {self.ledger.view[1]} decisions but "
-                f"{store.path} has {found[0]} of them with {found[1]}: give data.path the folder of that run"
+                f"the checkpoint learned from {self.progress.view[0]} episodes with {self.progress.view[1]} decisions "
+                f"but {store.path} has {found[0]} of them with {found[1]}: give data.path the folder of that run"
             )
         # Nobody plays on what was open then.
-        self.ledger.open = []
+        self.progress.open = []
         pl_module.environment.check_recorded(store)
 
     def _check_own(self, store: EpisodeStore, names: list[EpisodeName], agent: Any) -> None:
@@ -156,7 +157,7 @@ class Collect(BetweenEpochs):
             metadata = {}
             with suppress(DamagedEpisode):
                 metadata = store.contents(name).metadata
-            seed = episode_seed(agent.seed, name.rank, name.index)
+            seed = online_episode_seed(agent.seed, name.rank, name.index)
             if name.birth or metadata.get("seed") != seed or metadata.get("environment") != agent.environment.id:
                 raise ValueError(
                     f"{store.path} holds episodes of another run ({len(names)}, {name} among them): continue that run "
@@ -166,21 +167,21 @@ class Collect(BetweenEpochs):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pays what is owed, unless training goes on in the middle of an epoch."""
         if self.resumed:
-            self._shown = {"episodes": float(self.ledger.episodes), "env_steps": float(self.steps_played)}
+            self._shown = {"episodes": float(self.progress.episodes), "env_steps": float(self.steps_played)}
         super().on_train_start(trainer, pl_module)
         self._learning_since = time.monotonic(), trainer.global_step
 
     def turn(self, trainer: Any, agent: Any) -> None:
         """Pays what is owed."""
         updates, per_epoch = trainer.global_step, trainer.datamodule.updates_per_epoch
-        unit, debt = self.schedule.debt(self.ledger, updates, per_epoch)
+        unit, debt = self.schedule.debt(self.progress, updates, per_epoch)
         if debt > 0:
-            prefill = not self.ledger.prefilled
+            prefill = not self.progress.prefilled
             metrics = self._collect(trainer, agent, unit, debt, prefill)
             if prefill:
-                self.ledger.prefilled = [updates, self.ledger.episodes, self.ledger.decisions]
+                self.progress.prefilled = [updates, self.progress.episodes, self.progress.decisions]
             self._take_stock(trainer)
-            metrics["collect/overshoot"] = float(-self.schedule.debt(self.ledger, updates, per_epoch)[1])
+            metrics["collect/overshoot"] = float(-self.schedule.debt(self.progress, updates, per_epoch)[1])
             metrics["collect/replay_age"] = self._replay_age(trainer)
             self._log(trainer, metrics)
         self._learning_since = time.monotonic(), updates
@@ -193,15 +194,15 @@ class Collect(BetweenEpochs):
         if self.max_segment is None:
             envs = environment.vector(self.num_envs, self.num_workers)
         else:
-            seed_of, sizes = partial(episode_seed, agent.seed, rank), (self.num_envs, self.num_workers)
-            envs = environment.parted(*sizes, self.max_segment, seed_of, self.ledger.first(rank))
+            seed_of, sizes = partial(online_episode_seed, agent.seed, rank), (self.num_envs, self.num_workers)
+            envs = environment.parted(*sizes, self.max_segment, seed_of, self.progress.first(rank))
         self._envs = envs
         return envs
 
     def _collect(self, trainer: Any, agent: Any, unit: str, debt: int, prefill: bool) -> dict[str, float]:
         rank, world = trainer.global_rank, trainer.world_size
-        mine = share(debt, rank, world, self.ledger.episodes % world)
-        began, first, envs = time.monotonic(), self.ledger.first(rank), self.envs(agent)
+        mine = share(debt, rank, world, self.progress.episodes % world)
+        began, first, envs = time.monotonic(), self.progress.first(rank), self.envs(agent)
         before, results, stopped = envs.env_steps_made, [], False
         if mine:
             results, stopped = self._play(trainer, agent, unit, mine, prefill)
@@ -215,11 +216,11 @@ class Collect(BetweenEpochs):
             for number, (index, parts) in enumerate(zip(indices, finished_parts, strict=True))
             if index >= 0
         ]
-        self.ledger.add([int(count) for count in begun], int(sum(decided)), int(sum(stepped)), still_open)
+        self.progress.add([int(count) for count in begun], int(sum(decided)), int(sum(stepped)), still_open)
         metrics = {
-            "collect/env_steps": float(self.ledger.env_steps),
-            "collect/episodes": float(self.ledger.episodes),
-            "collect/decisions": float(self.ledger.decisions),
+            "collect/env_steps": float(self.progress.env_steps),
+            "collect/episodes": float(self.progress.episodes),
+            "collect/decisions": float(self.progress.decisions),
             "collect/steps_per_second": sum(stepped) / max(lasted),
         }
         if sum(ended):
@@ -233,7 +234,7 @@ class Collect(BetweenEpochs):
         rank, data, envs = trainer.global_rank, trainer.datamodule, self.envs(agent)
         # Deleting is for `_take_stock`, which knows what the checkpoints need.
         store = EpisodeStore(data.path, compression=data.store.compression)
-        first, birth = self.ledger.first(rank), batches_trained(trainer)
+        first, birth = self.progress.first(rank), batches_trained(trainer)
         player, writer = self._player(agent, prefill), EpisodeWriter(store, rank, birth)
         if isinstance(envs, PartedVectorEnv):
             player, writer = PartsPolicy(player, envs), PartsWriter(envs, store, rank, birth)
@@ -248,7 +249,7 @@ class Collect(BetweenEpochs):
                 agent,
                 player,
                 # An episode, or a part of one, has at least one decision.
-                Seeds(agent.seed, rank, first, mine),
+                EpisodeSeeds(agent.seed, rank, first, mine),
                 indices=range(first, first + mine),
                 writer=writer,
                 progress=progress,
@@ -270,11 +271,11 @@ class Collect(BetweenEpochs):
         store: EpisodeStore = trainer.datamodule.store
         store.refresh()
         view = store.in_view()
-        self.ledger.view = [len(view), sum(name.rows - 1 for name in view)]
+        self.progress.view = [len(view), sum(name.rows - 1 for name in view)]
         if trainer.is_global_zero and len(view) < len(store):
             needed: set[EpisodeName] = set()
-            for ledger in self._ledgers(trainer):
-                needed.update(ledger.in_view(store.listing))
+            for progress in self._saved_progress(trainer):
+                needed.update(progress.in_view(store.listing))
             spared = store.prune(needed)
             if len(spared) > self._most_spared:
                 self._most_spared = len(spared)
@@ -286,17 +287,17 @@ class Collect(BetweenEpochs):
         trainer.strategy.barrier("store pruned")
         store.refresh()
 
-    def _ledgers(self, trainer: Any) -> list[Ledger]:
+    def _saved_progress(self, trainer: Any) -> list[CollectionProgress]:
         """What had been played when each of the run's checkpoints was written."""
         folders = {Path(trainer.default_root_dir) / "checkpoints"}
         folders |= {Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)}
-        ledgers = []
+        saved = []
         for path in (path for folder in folders for path in folder.glob("*.ckpt")):
             # One that cannot be read cannot be resumed.
             with suppress(Exception):
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                ledgers.append(Ledger(**checkpoint["callbacks"][self.state_key]["ledger"]))
-        return ledgers
+                checkpoint = migrate_checkpoint(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+                saved.append(CollectionProgress(**checkpoint["callbacks"][self.state_key]["progress"]))
+        return saved
 
     def _replay_age(self, trainer: Any) -> float:
         now, view = batches_trained(trainer), trainer.datamodule.store.in_view()
@@ -309,7 +310,7 @@ class Collect(BetweenEpochs):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         words = {"return": "return", "steps_per_second": "env_steps/s", "updates_per_second": "updates/s"}
         named = {words[name]: metrics[f"collect/{name}"] for name in words if f"collect/{name}" in metrics}
-        self._shown = {"episodes": float(self.ledger.episodes), "env_steps": float(self.steps_played), **named}
+        self._shown = {"episodes": float(self.progress.episodes), "env_steps": float(self.steps_played), **named}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Puts environment steps on the x axis, and the last collection on the progress bar."""

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.episode import Batch
-from wmlightning.callbacks.pictures import PictureBook, undisturbed
-from wmlightning.callbacks.playing import batches_trained
-from wmlightning.ranges import above, at_least
+from wmlightning.callbacks.between_epochs import batches_trained
+from wmlightning.pictures.book import PictureBook, undisturbed
+from wmlightning.validation import above, at_least
 
 WINDOWS = 8
 """Windows of a batch that `latent_use` looks at."""
@@ -142,7 +142,7 @@ class WarnOfCollapse(Callback):
     Such a model has found that the decoder does well enough by itself: every image comes out as the mean image, the
     posterior says what the prior says, and nothing that is dreamt in it means anything. One number alone is no reason:
     where the future is certain a good model has little KL, and early on every model is blind. A model without noise
-    has no KL at all and is judged by its reconstructions.
+    has no KL at all and is predicted_returns by its reconstructions.
 
     Logged every so many batches: `world_model/explained`, the share of the images' variance that reconstructions from
     the posterior explain: 1 is perfect, 0 is the mean image, below is worse than that. Stages without an RSSM, SSM or

@@ -8,8 +8,8 @@ from wmlightning.distributions.mixture import GaussianMixture
 from wmlightning.dynamics.state import State, stack_states
 from wmlightning.networks.cells import LSTM
 from wmlightning.networks.conv import initialize
-from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded
+from wmlightning.validation import at_least
 
 
 class MDNLSTM(Recorded, nn.Module):

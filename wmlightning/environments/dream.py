@@ -33,7 +33,7 @@ ENCODED_AT_ONCE = 100
 """First frames in one pass of the encoder."""
 
 
-class Dream(Recorded):
+class DreamRules(Recorded):
     """What a dream is like. It holds no model: any `LatentModel` can be dreamt in.
 
     Its dynamics must have `initial`, `observe_step`, `imagine_step(state, action, temperature, noise)`, and
@@ -206,7 +206,7 @@ class DreamVectorEnv(VectorEnv):
     def __init__(
         self,
         model: Any,
-        dream: Dream,
+        dream: DreamRules,
         num_envs: int,
         starts: Float[Tensor, "starts embed"] | None = None,
         discrete: bool = False,
@@ -286,7 +286,7 @@ class DreamVectorEnv(VectorEnv):
 class DreamEnv(gym.Env):
     """One dream as a gymnasium environment: a `DreamVectorEnv` of one row, see there.
 
-        env = DreamEnv(wmlightning.load("mdn_rnn.ckpt"), Dream("codes", reward="alive", done=True))
+        env = DreamEnv(wmlightning.load("mdn_rnn.ckpt"), DreamRules("codes", reward="alive", done=True))
         stable_baselines3.PPO("MlpPolicy", env).learn(100_000)          # or whatever learns in gymnasium's environments
 
     Args:
@@ -302,7 +302,7 @@ class DreamEnv(gym.Env):
     def __init__(
         self,
         model: Any,
-        dream: Dream,
+        dream: DreamRules,
         starts: Float[Tensor, "starts embed"] | None = None,
         discrete: bool = False,
         render_mode: str | None = "rgb_array",
@@ -328,7 +328,7 @@ class DreamEnv(gym.Env):
 
 
 def begin_anywhere(
-    model: Any, dream: Dream, starts: Float[Tensor, "starts embed"], rows: int, generator: torch.Generator
+    model: Any, dream: DreamRules, starts: Float[Tensor, "starts embed"], rows: int, generator: torch.Generator
 ) -> State:
     """First states of dreams whose first frames the generator draws, with its noise."""
     chosen = torch.randint(len(starts), (rows,), generator=generator, device=starts.device)

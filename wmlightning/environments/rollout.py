@@ -24,8 +24,8 @@ from wmlightning.environments.jobs import EpisodeResult, Table, write_rows
 from wmlightning.environments.rows import IDLE, RESET, STEP
 from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.interfaces import Carry, Policy
+from wmlightning.runtime import torch_threads
 from wmlightning.seeds import derive_seed
-from wmlightning.threads import torch_threads
 
 
 def rollout(

@@ -3,8 +3,8 @@
 from wmlightning.networks.cells import CELLS, GRU, LSTM, KerasGRU, LayerNormGRU
 from wmlightning.networks.controller import Controller
 from wmlightning.networks.conv import ConvDecoder, ConvEncoder
-from wmlightning.networks.images import normalize, quantize, to_uint8
 from wmlightning.networks.mlp import MLP
+from wmlightning.networks.pixels import normalize, quantize, to_uint8
 
 __all__ = [
     "CELLS",

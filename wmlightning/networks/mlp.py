@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from wmlightning.networks.activations import LAYERS, Activation
 from wmlightning.networks.conv import initialize
-from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded
+from wmlightning.validation import at_least
 
 
 class MLP(Recorded, nn.Module):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded
+from wmlightning.validation import at_least
 
 
 class TargetNetwork(Recorded, nn.Module):

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from wmlightning.networks.activations import Activation
 from wmlightning.networks.mlp import MLP
-from wmlightning.ranges import above
 from wmlightning.recipes import Recorded
+from wmlightning.validation import above
 
 
 class Contrastive(Recorded, nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from wmlightning.distributions.latents import Latent
-from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded
+from wmlightning.validation import at_least
 
 
 class KLLoss(Recorded, ABC):

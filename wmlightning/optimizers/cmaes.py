@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmlightning.threads import torch_threads
+from wmlightning.runtime import torch_threads
 
 with warnings.catch_warnings():
     # It tells everybody without matplotlib that its own plots are not available; nothing here draws them.

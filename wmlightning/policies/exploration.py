@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from wmlightning.interfaces import Carry
-from wmlightning.ranges import at_least
 from wmlightning.recipes import Recorded
+from wmlightning.validation import at_least
 
 
 def row_generator(seed: int, step: int) -> np.random.Generator:

@@ -10,10 +10,8 @@ from torch.nn import functional
 
 from wmlightning.dynamics.state import State
 from wmlightning.interfaces import Carry
-from wmlightning.threads import torch_threads
-
-_ROWS = 8
-"""Batches are padded to a multiple of this, so that a row rounds alike whether it acts alone or beside seven others."""
+from wmlightning.policies.state_filter import padded_rows, row_noise
+from wmlightning.runtime import torch_threads
 
 _FEW = 16
 """Up to so many rows act with one thread: there is little to share out, and threads that wait for one another wait very
@@ -93,40 +91,3 @@ class LatentPolicy:
 
         kept = {"deter": state.deter[:n], "stoch": state.stoch[:n], "action": action[:n]}
         return action[:n].cpu().numpy(), carry | kept | {"step": carry["step"] + 1}
-
-
-def padded_rows(n: int) -> Tensor:
-    """Numbers of n rows and of copies of the last one, up to a multiple of 8: see `_ROWS`."""
-    return torch.arange(n + -n % _ROWS).clamp(max=n - 1)
-
-
-def row_noise(seed: np.ndarray, step: np.ndarray, size: int) -> np.ndarray:
-    """Standard normal numbers as a function of (seed, step, dimension), for all rows at once.
-
-    A hash of the three counters (the finaliser of SplitMix64) gives uniform numbers, Box and Muller's formula normal
-    ones. A generator a row would cost more than the memory's own step.
-
-    Args:
-        seed: int64 (n,), at least 0.
-        step: int64 (n,), at least 0.
-        size: numbers a row.
-
-    Returns:
-        float64 (n, size).
-    """
-    pairs = -(-size // 2)
-    key = _mixed(_mixed(seed.astype(np.uint64)) + step.astype(np.uint64))
-    counters = np.arange(1, 2 * pairs + 1, dtype=np.uint64) * _GOLDEN
-    uniform = ((_mixed(key[:, None] + counters) >> np.uint64(11)) + 1.0) * 2.0**-53
-    radius, angle = np.sqrt(-2 * np.log(uniform[:, :pairs])), 2 * np.pi * uniform[:, pairs:]
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], 1)[:, :size]
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    x = x + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

@@ -5,7 +5,7 @@ import torch
 
 from wmlightning.interfaces import Carry, LatentModel
 from wmlightning.planners.cem import CEM
-from wmlightning.policies.belief import Belief
+from wmlightning.policies.state_filter import StateFilter
 from wmlightning.seeds import derive_seed
 
 
@@ -14,8 +14,8 @@ class PlanningPolicy:
 
         image ---> belief ---> planner ---> (+ noise, clipped) ---> action
 
-    See `Belief`. Every number that a row draws (the image's dequantisation, the latent, the planner's candidates and
-    dreams, exploration) is a function of the row's seed and step.
+    See `StateFilter`. Every number that a row draws (the image's dequantisation, the latent, the planner's candidates
+    and dreams, exploration) is a function of the row's seed and step.
 
     Args:
         model: the world to believe in and to imagine; its weights as they are at each call.
@@ -34,7 +34,7 @@ class PlanningPolicy:
         if exploration < 0:
             raise ValueError(f"exploration is {exploration} but is a standard deviation: give 0 or more")
         self.model, self.planner, self.exploration = model, planner, exploration
-        self.belief = Belief(model, model.dynamics.action_size)
+        self.belief = StateFilter(model, model.dynamics.action_size)
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
         """A fresh memory of n rows; without seeds, row i has seed i."""

@@ -16,8 +16,8 @@ from wmlightning.networks.mlp import MLP
 from wmlightning.networks.target import TargetNetwork, frozen
 from wmlightning.objectives.actor import ActorLoss
 from wmlightning.objectives.returns import discount_weights, lambda_return
-from wmlightning.ranges import above, at_least, below
 from wmlightning.stages.optimization import JointStage, parameter_group
+from wmlightning.validation import above, at_least, below
 
 Noise = tuple[Float[Tensor, "rows horizon action"], Float[Tensor, "rows horizon latent"]]
 """Standard normal numbers for the actions and for the states that are dreamt."""
@@ -46,7 +46,7 @@ class Dream:
 
 
 @dataclass
-class Behaved:
+class BehaviourOutput:
     """What an actor-critic makes of a dream.
 
     Args:
@@ -217,7 +217,7 @@ class ActorCritic(JointStage):
         policy = torch.stack(policies, 1) if through else self.actor(dreamt.features[:, :-1].contiguous()).float()
         return Dream(dreamt, torch.stack(actions, 1), policy, cont)
 
-    def learn(self, world_model: Any, dream: Dream) -> Behaved:
+    def learn(self, world_model: Any, dream: Dream) -> BehaviourOutput:
         """The losses of actor and critic.
 
         Args:
@@ -264,7 +264,7 @@ class ActorCritic(JointStage):
             }
             if self.critic is not None:
                 metrics |= {"critic/loss": critic_loss, "critic/value": (share * online).sum()}
-        return Behaved(actor_loss, critic_loss, {name: number.detach() for name, number in metrics.items()})
+        return BehaviourOutput(actor_loss, critic_loss, {name: number.detach() for name, number in metrics.items()})
 
     def discounts_and_weights(
         self, cont: Float[Tensor, "rows terms"], true_cont: Float[Tensor, "rows"]

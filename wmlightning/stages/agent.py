@@ -6,7 +6,7 @@ from typing import Any
 from datamodules.episode import Batch, Spec
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.stages.optimization import JointStage
-from wmlightning.stages.specs import check_windows
+from wmlightning.stages.requirements import check_windows
 from wmlightning.stages.world_model import WorldModel
 
 

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from datamodules.datamodule import Loader
-from wmlightning.environments.dream import Dream
+from wmlightning.environments.dream import DreamRules
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.networks.controller import Controller
 from wmlightning.optimizers.cmaes import CMAES
 from wmlightning.policies.latent import LatentPolicy
-from wmlightning.ranges import at_least
-from wmlightning.rehearsal import check_there
 from wmlightning.seeds import derive_seed
-from wmlightning.stages.games import DreamtGames, RealGames
+from wmlightning.stages.checkpoints import loaded, warm_start
+from wmlightning.stages.fitness import DreamFitness, RealFitness
 from wmlightning.stages.mdn_rnn import MDNRNN
-from wmlightning.stages.stage import Stage, loaded, warm_start
+from wmlightning.stages.requirements import check_there
+from wmlightning.stages.stage import Stage
+from wmlightning.validation import at_least
 
 
 class CMAESController(Stage):
@@ -85,7 +86,7 @@ class CMAESController(Stage):
         self,
         model: MDNRNN | str,
         environment: EnvFactory,
-        dream: Dream | None = None,
+        dream: DreamRules | None = None,
         start: str | None = None,
         features: Literal["z", "zh", "zch"] = "zh",
         hidden_size: int = 0,
@@ -126,11 +127,11 @@ class CMAESController(Stage):
         self.register_buffer("theta_best", self.controller.theta.detach().clone())
         self.register_buffer("return_best", torch.tensor(float("-inf"), dtype=torch.float64))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
-        self.games: RealGames | DreamtGames
+        self.fitness: RealFitness | DreamFitness
         if dream is None:
-            self.games = RealGames(environment, num_envs, num_workers, self._policy_of)
+            self.fitness = RealFitness(environment, num_envs, num_workers, self._policy_of)
         else:
-            self.games = DreamtGames(dream, self.model, self.controller, environment)
+            self.fitness = DreamFitness(dream, self.model, self.controller, environment)
             self.register_buffer("dream_steps", torch.zeros((), dtype=torch.int64))
             self.register_buffer("dream_return", torch.tensor(float("nan"), dtype=torch.float64))
 
@@ -143,7 +144,7 @@ class CMAESController(Stage):
     @property
     def steps_played(self) -> Tensor:
         """Steps in training so far, real or dreamt: what curves have on their x axis."""
-        return getattr(self, self.games.counter)
+        return getattr(self, self.fitness.counter)
 
     def policy(self, explore: bool = False) -> LatentPolicy:
         """The present mean, or, without exploring, the best mean that was evaluated."""
@@ -173,13 +174,13 @@ class CMAESController(Stage):
         generation, candidates = search.generation + 1, search.ask()
         evaluated = None
         try:
-            episodes, steps = self.games.play(candidates, self.generation_seeds(search.generation), self.trainer)
+            episodes, steps = self.fitness.play(candidates, self.generation_seeds(search.generation), self.trainer)
             returns = episodes.mean(1)
             fitness = returns - self.weight_decay * candidates.square().mean(1)
             if self.evaluate_every and generation % self.evaluate_every == 0:
                 evaluated = self._evaluate(search.mean_after(-fitness))
         except BaseException:
-            self.games.close()
+            self.fitness.close()
             raise
         # Only from here on does anything change, so that an interrupted generation leaves no trace.
         self.steps_played.add_(steps.sum())
@@ -192,7 +193,7 @@ class CMAESController(Stage):
             "sigma": search.sigma,
             "generation": float(generation),
             "env_steps": self.env_steps.double(),
-            self.games.counter: self.steps_played.double(),
+            self.fitness.counter: self.steps_played.double(),
         }
         named = {f"controller/{name}": value for name, value in quantities.items()}
         self.log_dict(named, on_step=True, on_epoch=False)
@@ -206,18 +207,18 @@ class CMAESController(Stage):
         warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         self.check_parts()
-        self.games.prepare()
+        self.fitness.prepare()
 
     def on_fit_end(self) -> None:
         """Closes the environments; what the mean last came to in the dream is a result of the fit."""
-        self.games.close()
+        self.fitness.close()
         if self.dream is not None and bool(self.dream_return.isfinite()):
             # Not by `self.log`: a resumed fit may have nothing left to play.
             self.trainer.callback_metrics["controller/dream_return"] = self.dream_return.clone()
 
     def teardown(self, stage: str) -> None:
         """Closes the environments."""
-        self.games.close()
+        self.fitness.close()
 
     def generation_seeds(self, generation: int) -> list[int]:
         """Environment seeds of a generation, candidate by candidate; always even, evaluation's are odd."""
@@ -237,12 +238,12 @@ class CMAESController(Stage):
         Raises:
             ValueError: if the controller has no dream, or was never trained in it.
         """
-        if not isinstance(self.games, DreamtGames):
+        if not isinstance(self.fitness, DreamFitness):
             raise ValueError("this controller was trained in the real environment: it has no dream to play in")
-        return self.games.play(self.policy(explore).candidates, seeds)[0][0].numpy()
+        return self.fitness.play(self.policy(explore).candidates, seeds)[0][0].numpy()
 
     def _evaluate(self, theta: Tensor) -> float:
-        return float(self.games.play(theta[None], self.evaluation_seeds(), self.trainer)[0].mean())
+        return float(self.fitness.play(theta[None], self.evaluation_seeds(), self.trainer)[0].mean())
 
     def _note_evaluation(self, mean_return: float) -> None:
         if mean_return > self.return_best:

@@ -9,11 +9,12 @@ from torch import Tensor
 from datamodules.episode import Batch, Spec
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.networks.target import frozen
-from wmlightning.policies.behaviour import ActorPolicy, Fading, check_exploration
+from wmlightning.policies.actor import ActorPolicy, LinearDecay, check_exploration
 from wmlightning.stages.actor_critic import ActorCritic
 from wmlightning.stages.agent import WorldModelAgent
-from wmlightning.stages.stage import Stage, load
-from wmlightning.stages.world_model import Learned, WorldModel
+from wmlightning.stages.checkpoints import load
+from wmlightning.stages.stage import Stage
+from wmlightning.stages.world_model import WorldModel, WorldModelOutput
 
 
 class Dreamer(WorldModelAgent):
@@ -55,7 +56,7 @@ class Dreamer(WorldModelAgent):
         actor_critic: ActorCritic,
         environment: EnvFactory,
         exploration: float = 0.0,
-        epsilon: Fading | None = None,
+        epsilon: LinearDecay | None = None,
         learn_model: bool = True,
         seed: int = 0,
     ) -> None:
@@ -97,11 +98,11 @@ class Dreamer(WorldModelAgent):
         self.log_dict(named, on_step=True, on_epoch=False, sync_dist=True)
         return learned.loss + behaved.actor_loss + behaved.critic_loss
 
-    def learn_dynamics(self, batch: Batch) -> Learned:
+    def learn_dynamics(self, batch: Batch) -> WorldModelOutput:
         """The world model's loss and its states; without a loss where it rests."""
         if self.learn_model:
             return self.world_model.learn(batch)
-        return Learned(batch.reward.new_zeros(()), self.world_model.observe(batch).posterior, {})
+        return WorldModelOutput(batch.reward.new_zeros(()), self.world_model.observe(batch).posterior, {})
 
     def check_data(self, data: Any) -> None:
         """Also warns of dreams in a world model that knows nothing and will not learn."""

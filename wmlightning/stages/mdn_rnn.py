@@ -13,16 +13,15 @@ from torchmetrics import MeanMetric, MeanSquaredError
 from datamodules.episode import Batch, Spec
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.dynamics.state import State
-from wmlightning.ranges import above, at_least
 from wmlightning.recipes import build_recipe, recipe_of
-from wmlightning.rehearsal import promised
 from wmlightning.seeds import derive_seed
-from wmlightning.stages.codes import check_codes
-from wmlightning.stages.foresight import CopyBaseline, predictions_ahead
-from wmlightning.stages.heads import MemoryHeads
-from wmlightning.stages.specs import check_action_size, check_least
-from wmlightning.stages.stage import Stage, loaded, warm_start
+from wmlightning.stages.baselines import CopyBaseline, predictions_ahead
+from wmlightning.stages.checkpoints import loaded, warm_start
+from wmlightning.stages.memory_heads import MemoryHeads
+from wmlightning.stages.requirements import check_action_size, check_codes, check_least, promised
+from wmlightning.stages.stage import Stage
 from wmlightning.stages.vae import VAE
+from wmlightning.validation import above, at_least
 
 HORIZONS = (1, 5, 20)
 """Decisions ahead at which a test measures the error of the predicted mean."""

@@ -38,7 +38,7 @@ class JointStage(Stage, ABC):
         if gradient_clip_val is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def say_kept_settings(self) -> None:
+    def warn_of_kept_settings(self) -> None:
         """Warns of every group whose learning rate or `max_norm`, which win, are not the ones asked for."""
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         for key, name in (("lr", "learning_rate"), ("max_norm", "max_norm")):

@@ -13,10 +13,11 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from datamodules.datasets import WholeEpisode
 from datamodules.episode import Batch, Spec
 from wmlightning.networks.conv import ConvDecoder, ConvEncoder
-from wmlightning.networks.images import normalize
-from wmlightning.ranges import above, at_least
-from wmlightning.stages.specs import check_images
-from wmlightning.stages.stage import Stage, warm_start
+from wmlightning.networks.pixels import normalize
+from wmlightning.stages.checkpoints import warm_start
+from wmlightning.stages.requirements import check_images
+from wmlightning.stages.stage import Stage
+from wmlightning.validation import above, at_least
 
 COLOUR_BATCHES = 10
 """Training batches that the mean colour is taken of."""

@@ -17,13 +17,13 @@ from wmlightning.dynamics.state import State
 from wmlightning.networks.activations import Activation
 from wmlightning.networks.conv import ConvDecoder, ConvEncoder
 from wmlightning.networks.heads import ContHead, RewardHead
-from wmlightning.networks.images import normalize, quantize
+from wmlightning.networks.pixels import normalize, quantize
 from wmlightning.objectives.contrastive import Contrastive
 from wmlightning.objectives.divergence import FreeNatsKL, KLLoss
 from wmlightning.objectives.overshooting import Overshooting, check_distance
-from wmlightning.ranges import above, at_least, below
 from wmlightning.stages.optimization import JointStage, parameter_group
-from wmlightning.stages.specs import check_action_size, check_images, window_rows
+from wmlightning.stages.requirements import check_action_size, check_images, window_rows
+from wmlightning.validation import above, at_least, below
 
 CHUNK = 125
 """Images that go through the convolutions at a time on a CPU: what they need then stays in memory that is kept."""
@@ -34,7 +34,7 @@ latent's samples. None draws either."""
 
 
 @dataclass
-class Observed:
+class ObserveOutput:
     """What a world model sees in one batch.
 
     Args:
@@ -51,7 +51,7 @@ class Observed:
 
 
 @dataclass
-class Learned:
+class WorldModelOutput:
     """What a world model makes of one batch.
 
     Args:
@@ -212,7 +212,7 @@ class WorldModel(JointStage):
 
     # ------------------------------------------------------------------------------------------------------- learning
 
-    def learn(self, batch: Batch, noise: Noise | None = None) -> Learned:
+    def learn(self, batch: Batch, noise: Noise | None = None) -> WorldModelOutput:
         """The loss of a batch of windows (B, T), its posterior states, and its named parts.
 
         Args:
@@ -245,16 +245,16 @@ class WorldModel(JointStage):
         means = {name: part.mean() for name, part in parts.items()}
         loss = torch.stack([weights.get(name, 1.0) * mean for name, mean in means.items()]).sum()
         metrics = {name: value.detach() for name, value in {"loss": loss, **means, "kl": nats.mean()}.items()}
-        return Learned(loss, seen.posterior, metrics)
+        return WorldModelOutput(loss, seen.posterior, metrics)
 
-    def observe(self, batch: Batch, noise: Noise | None = None) -> Observed:
+    def observe(self, batch: Batch, noise: Noise | None = None) -> ObserveOutput:
         """Posterior and prior of every row of a batch; arguments and errors as of `learn`."""
         check_action_size(batch.action.shape[-1], self.dynamics.action_size, "the batch")
         uniform, normal = noise or (None, None)
         pixels = self.pixels(batch.observation["image"], uniform)
         embeds = self._embed(pixels).unflatten(0, batch.shape)
         posterior, prior = self.dynamics.observe(embeds, batch.action, batch.is_first, noise=normal)
-        return Observed(pixels, embeds, posterior, prior)
+        return ObserveOutput(pixels, embeds, posterior, prior)
 
     def pixels(self, image: UInt8[Tensor, "*batch height width channels"], noise: Tensor | None = None) -> Tensor:
         """What the encoder reads of images and the decoder has to draw, (N, C, H, W); noise as in `quantize`."""

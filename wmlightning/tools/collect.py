@@ -12,22 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.background import InBackground
 from datamodules.episode import Episode
 from datamodules.files import DamagedEpisode, EpisodeName, Reader, check_writable, with_file
 from datamodules.store import EpisodeStore
-from datamodules.writer import EpisodeWriter
-from wmlightning.bars import progress_bar
+from datamodules.writer import BackgroundWriter, EpisodeWriter
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Policy
 from wmlightning.policies.exploration import ExplorationPolicy
 from wmlightning.policies.noisy import NoisyPolicy
-from wmlightning.ranges import at_least
 from wmlightning.recipes import recipe_of
-from wmlightning.rehearsal import EPISODES, ROWS, promise
+from wmlightning.runtime import progress_bar
 from wmlightning.seeds import derive_seed
-from wmlightning.stages.stage import load
+from wmlightning.stages.checkpoints import load
+from wmlightning.stages.requirements import EPISODES, ROWS, promise
+from wmlightning.validation import at_least
 
 MOST_DISCARDED = 10
 """Times as many episodes as are wanted may be discarded before a collection gives up."""
@@ -84,7 +83,7 @@ def collect(
             fit the environment, both or none of policy and agent are given, or nearly every episode is too short.
     """
     started = time.monotonic()
-    acting = check(environment, path, policy, agent, noise, episodes, seed, num_envs, num_workers, compression)
+    acting = check_collect(environment, path, policy, agent, noise, episodes, seed, num_envs, num_workers, compression)
     store = EpisodeStore(path, compression=compression)
     made = described(environment, policy, agent, noise)
     check_same_collection(store, environment, seed, iteration, made)
@@ -97,13 +96,13 @@ def collect(
     # Short ones are not in the folder, so a collection that goes on plays them again: that way they are counted once.
     while missing := [index for index in range(first, end) if index not in writer.stored | writer.discarded.keys()]:
         before = len(writer.stored)
-        seeds = [episode_seed(seed, index) for index in missing]
+        seeds = [collection_seed(seed, index) for index in missing]
         # An agent rounds alike in batches of one size only.
         rows = num_envs if agent else min(num_envs, len(missing))
         with (
             environment.vector(rows, num_workers) as envs,
             episode_bar(episodes, before) as progress,
-            InBackground(writer) as background,
+            BackgroundWriter(writer) as background,
         ):
             envs.description |= made
             results = rollout(envs, acting, seeds, indices=missing, writer=background, progress=progress)
@@ -136,7 +135,7 @@ def collect(
     }
 
 
-def check(
+def check_collect(
     environment: EnvFactory,
     path: str | Path,
     policy: ExplorationPolicy | None,
@@ -219,7 +218,7 @@ def episode_bar(episodes: int, done: int) -> Iterator[Callable[[int, int, int], 
         yield progress
 
 
-def episode_seed(seed: int, index: int, rank: int = 0) -> int:
+def collection_seed(seed: int, index: int, rank: int = 0) -> int:
     """The environment seed of an episode of a collection."""
     return derive_seed(seed, rank, index)
 
@@ -263,7 +262,7 @@ def check_same_collection(
             wanted: dict[str, Any] = {
                 "environment": environment.id,
                 "action_repeat": environment.action_repeat,
-                "seed": episode_seed(seed, name.index, name.rank),
+                "seed": collection_seed(seed, name.index, name.rank),
             }
             if own and "settings" in metadata:
                 wanted |= {key: made.get(key) for key in ("settings", "policy", "noise", "agent")}

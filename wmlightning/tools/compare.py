@@ -20,10 +20,10 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.files import write_atomically
-from wmlightning.callbacks.charts import Band, Curve, Number, band_chart
-from wmlightning.callbacks.images import Picture, encode_png
-from wmlightning.stages.stage import read_checkpoint
-from wmlightning.tools.pipeline import say
+from wmlightning.pictures.charts import Band, Curve, Number, band_chart
+from wmlightning.pictures.images import Picture, encode_png
+from wmlightning.runtime import say
+from wmlightning.stages.checkpoints import read_checkpoint
 
 COLUMNS = ("method", "task", "env_steps", "mean", "min", "max", "seeds")
 SAME = {"ball_in_cup": "cup"}
@@ -229,8 +229,8 @@ def verdict(mean: float, band: dict[str, float]) -> str:
 def steps_trained(agent: Any, checkpoint: dict[str, Any] | None) -> int | None:
     """Environment steps behind a checkpoint, where it says so."""
     for state in (checkpoint or {}).get("callbacks", {}).values():
-        if isinstance(state, dict) and "env_steps" in state.get("ledger", {}):
-            return int(state["ledger"]["env_steps"])
+        if isinstance(state, dict) and "env_steps" in state.get("progress", {}):
+            return int(state["progress"]["env_steps"])
     counted = getattr(agent, "env_steps", None)
     return None if counted is None else int(counted)
 

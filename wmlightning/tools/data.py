@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.checks import leftovers
-from datamodules.joined import Joined
+from datamodules.segments import SegmentedEpisodes
 from datamodules.store import EpisodeStore
 from wmlightning.tools.collect import store_returns
 
@@ -26,7 +26,7 @@ def info(path: str | Path) -> dict[str, Any]:
     """
     store = _open(path)
     spec = store.spec
-    joined, earned = Joined(store.listing), store_returns(store)
+    joined, earned = SegmentedEpisodes(store.listing), store_returns(store)
     parts = [[earned[name] for name in joined.parts(episode) if name in earned] for episode in range(len(joined))]
     returns = [sum(rewards) for rewards in parts if rewards]
     shapes = {key: f"{dtype} {list(shape)}" for key, (shape, dtype) in spec.observation.items()}
@@ -43,7 +43,7 @@ def info(path: str | Path) -> dict[str, Any]:
     }
 
 
-def verify(path: str | Path) -> tuple[list[str], list[str]]:
+def verify_store(path: str | Path) -> tuple[list[str], list[str]]:
     """Looks into every file of a store.
 
     Returns:

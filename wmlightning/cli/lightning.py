@@ -1,0 +1,323 @@
+"""The stages' command line: LightningCLI with this package's habits.
+
+Every part can be named in YAML by its class alone (`VAE`, `UniformWindows`): all modules of the rooms below are
+imported first, so a new class in a new file there is found without registering it anywhere.
+"""
+
+import importlib
+import json
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from gymnasium.error import DependencyNotInstalled
+from jsonargparse import ArgumentError, get_loader, set_loader
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from datamodules.datamodule import EpisodeDataModule
+from datamodules.files import check_writable, write_atomically
+from wmlightning.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
+from wmlightning.callbacks.codes import CodeWriter
+from wmlightning.callbacks.guards import StopOnNonFinite, WarnOfCollapse
+from wmlightning.callbacks.progress import ProgressLines
+from wmlightning.callbacks.stopping import StopTogether
+from wmlightning.cli.errors import one_line
+from wmlightning.pipeline.config import find_config, options, read_config, read_yaml
+from wmlightning.recipes import migrate
+from wmlightning.stages.checkpoints import check_continues, load
+from wmlightning.stages.requirements import check_there, promise
+from wmlightning.stages.stage import Stage
+
+ROOMS = ("distributions", "objectives", "dynamics", "environments", "policies", "stages", "pictures", "callbacks")
+for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
+    for _module in pkgutil.iter_modules(importlib.import_module(_room).__path__, f"{_room}."):
+        try:
+            importlib.import_module(_module.name)
+        except (ModuleNotFoundError, DependencyNotInstalled) as _missing:
+            # A suite whose extra is not installed says so when it is asked for. Our own modules are never missing.
+            if str(getattr(_missing, "name", "")).startswith(("wmlightning", "datamodules")):
+                raise
+
+TRAINING = ("fit", "validate", "test", "predict")
+SEEDS = ("--model.seed", "--model.init_args.seed", "--data.seed", "--data.init_args.seed")
+STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
+LOADERS = {
+    "fit": "train_dataloader",
+    "validate": "val_dataloader",
+    "test": "test_dataloader",
+    "predict": "predict_dataloader",
+}
+TRAINER_DEFAULTS = {
+    "devices": 1,
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+}
+
+
+def load_yaml(text: str) -> Any:
+    """What a text of YAML stands for to the parsers; None is null too."""
+    return _with_nulls(get_loader("yaml")(text))
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(item) for item in value]
+    return None if value == "None" else value
+
+
+# jsonargparse 4.53 hands a value to the parser of the part it belongs to as str(value): `--model.environment.crop=null`
+# comes there as `--crop=None`, which in YAML is a string.
+PARSER_MODE = "yaml_with_none"
+set_loader(PARSER_MODE, load_yaml, (yaml.YAMLError,))
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the settings of a fit to `<default_root_dir>/config.yaml`; with `-c` they can be used again."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Writes them on the first process; the checkpoint that a resumed fit came from is left out."""
+        if stage == "fit" and trainer.is_global_zero:
+            config = self.config.clone()
+            config.pop("ckpt_path", None)
+            text = self.parser.dump(config, skip_unset=False)
+            write_atomically(Path(trainer.default_root_dir) / "config.yaml", lambda file: file.write(text.encode()))
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with this package's habits.
+
+    * The model is any stage; without one, `--ckpt_path FILE` rebuilds the stage from the checkpoint alone.
+    * Data may be left out for a stage that brings its own.
+    * `seed_everything` is the seed of model and data too.
+    * What a run writes is under `trainer.default_root_dir`: checkpoints/last.ckpt, tensorboard/, config.yaml.
+    * A fit does not write over the checkpoints of another one.
+    * Where there is no terminal, a fit's progress is lines instead of a bar.
+    * `StopOnNonFinite`, `WarnOfCollapse` and `StopTogether` watch over every fit; one named among the callbacks takes
+      its place.
+
+    Args:
+        args: the words after `wmlightning`, or after the command where `run` is false.
+        run: whether to run the command, or only to build `model`, `datamodule` and `trainer`.
+        check: build what the words ask for, and run nothing. Inside a `rehearsal` the untrained stage of a fit then
+            stands in for the checkpoint that it will leave.
+    """
+
+    def __init__(self, args: list[str], run: bool = True, check: bool = False) -> None:
+        self.check, self.command = check, args[0] if run else None
+        # A typo that is the beginning of an option is a typo.
+        quiet: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": PARSER_MODE}
+        super().__init__(
+            Stage,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            parser_kwargs={**quiet, "prog": "wmlightning", **({args[0]: dict(quiet)} if run else {})},
+            subclass_mode_model=True,
+            args=args,
+            run=run,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the one that is asked for: the parser of each takes a tenth of a second to build."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name == self.command}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds trainer, model and data; the last two may be left out."""
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+        parser.add_lightning_class_args(Stage, "model", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            # Predictions go where a callback writes them; kept in memory they would be a whole data set.
+            parser.set_defaults({"return_predictions": False})
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses exactly the words given, after finding configuration files by name."""
+        self.config = parser.parse_args(with_whole_lists(with_found_configs(args)))
+        seed = (self.config[self.command] if self.command else self.config).get("seed_everything")
+        if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything is {seed} but wants a whole number from 0 to {2**32 - 1}: give another")
+
+    def _parse_ckpt_path(self) -> None:
+        """Our checkpoints hold a recipe instead of Lightning's hyperparameters; see `instantiate_classes`."""
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer."""
+        checkpoint = self._get(self.config, "ckpt_path") if self.subcommand else None
+        if checkpoint and not self.check and not Path(checkpoint).is_file():
+            raise FileNotFoundError(f"there is no checkpoint at {checkpoint}: correct --ckpt_path, or leave it out")
+        self.config_init = self.parser.instantiate(self.config)
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        if self.model is not None and checkpoint and not self.check:
+            check_continues(self.model, checkpoint)
+        if self.model is None and checkpoint:
+            self.model = load(checkpoint)
+        if self.model is None:
+            raise ValueError("no model is named: add -c world_models/vae.yaml, or --model VAE, or --ckpt_path FILE")
+        step = STEPS.get(self.subcommand or "")
+        if step and getattr(type(self.model), step) is getattr(LightningModule, step):
+            name = type(self.model).__name__
+            raise ValueError(f"a {name} has no {step}, so `{self.subcommand}` can do nothing: give it another stage")
+        loader = LOADERS.get(self.subcommand or "")
+        if self.datamodule is None and loader and getattr(type(self.model), loader) is getattr(LightningModule, loader):
+            raise ValueError(
+                f"no data are named and a {type(self.model).__name__} brings none: add the -c of its fit, such as "
+                "-c world_models/vae.yaml, or --data EpisodeDataModule"
+            )
+        self.trainer = self.instantiate_trainer()
+        if self.check:
+            self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Checks what can be checked without data, and promises what the command will leave."""
+        if self.subcommand == "fit":
+            self.model.configure_optimizers()
+            self.model.check_parts()
+            if isinstance(self.datamodule, EpisodeDataModule) and not hasattr(self.model, "environment"):
+                check_there(self.datamodule.path)
+            self.model.check_data(self.datamodule)
+            promise(LastCheckpoint.path(self.trainer), self.model)
+        elif self.subcommand == "test" and getattr(self.datamodule, "validation_fraction", None) == 0:
+            raise ValueError("a test is made on what is held out but data.validation_fraction is 0: hold some out")
+        for writer in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(writer, CodeWriter) and isinstance(self.datamodule, EpisodeDataModule):
+                writer.rehearse(self.model, self.datamodule.path)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer: logger and last checkpoint under `default_root_dir` (`runs/<stage>`), and the guards."""
+        given = self._get(self.config_init, "trainer")
+        if str(given.precision).endswith("-true") and given.precision != "32-true":
+            raise ValueError(f"precision is {given.precision} but weights are float32: give 32-true or bf16-mixed")
+        root = given.default_root_dir or f"runs/{type(self.model).__name__.lower()}"
+        callbacks = _listed(given.callbacks)
+        if given.enable_checkpointing is not False and not _has(callbacks, LastCheckpoint):
+            callbacks.append(LastCheckpoint())
+        wants_bar = given.enable_progress_bar is not False and not _has(callbacks, ProgressBar)
+        if self.subcommand == "fit" and wants_bar and not sys.stderr.isatty():
+            callbacks.append(ProgressLines())
+        callbacks += [guard() for guard in (StopOnNonFinite, WarnOfCollapse) if not _has(callbacks, guard)]
+        if not _has(callbacks, StopTogether):
+            callbacks.insert(0, StopTogether())
+        logger = given.logger
+        if logger in (None, True):
+            logger = False if self.subcommand == "predict" else TensorBoardLogger(root, "tensorboard", "")
+        plugins = _listed(given.plugins)
+        if not _has(plugins, CheckpointIO):
+            plugins.append(AtomicCheckpointIO())
+        return super().instantiate_trainer(default_root_dir=root, callbacks=callbacks, logger=logger, plugins=plugins)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.check:
+            super()._run_subcommand(subcommand)
+
+    def before_fit(self) -> None:
+        """Keeps another fit's folder from being written over."""
+        last = LastCheckpoint.path(self.trainer)
+        if self._get(self.config, "ckpt_path") is None and last.exists():
+            raise ValueError(
+                f"{last} is there already: continue it with --ckpt_path={last}, or train into another "
+                "--trainer.default_root_dir, with a --data.path of its own if it collects"
+            )
+        check_writable(last)
+
+    def after_fit(self) -> None:
+        """Saves the untrained model of a fit of 0 steps, which no hook does."""
+        if self.trainer.max_steps == 0 and self.trainer.checkpoint_callbacks:
+            self.trainer.save_checkpoint(LastCheckpoint.path(self.trainer))
+
+
+def _has(callbacks: list[Any], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _listed(given: Any) -> list[Any]:
+    """As Lightning reads its flags: nothing, one, or several."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+
+
+def build(config: str | Path | list[str | Path], **overrides: Any) -> CommandLine:
+    """The command line without running it.
+
+    Args:
+        config: one or several configuration files, found as the command line finds them; later ones win.
+        overrides: settings that win over the files, by dotted name, `build(f, **{"data.path": "episodes"})`, or as
+            mappings shaped like the files, `build(f, model={"init_args": {"latent_size": 8}})`.
+
+    Returns:
+        An object with `model`, `datamodule` (None if the files name none) and `trainer`.
+
+    Raises:
+        ValueError: for a file or a setting that makes no sense, in one line.
+    """
+    files = config if isinstance(config, list) else [config]
+    nested = {key: value for key, value in overrides.items() if isinstance(value, dict) and "." not in key}
+    words = [word for file in files for word in ("-c", str(file))]
+    words += ["-c", json.dumps(nested)] if nested else []
+    try:
+        return CommandLine(words + options({k: v for k, v in overrides.items() if k not in nested}), run=False)
+    except ArgumentError as error:
+        raise ValueError(one_line(error)) from error
+
+
+def with_whole_lists(args: list[str]) -> list[str]:
+    """Forgets earlier callbacks before every word that names new ones, where the parser would mix the two lists.
+
+    Raises:
+        ValueError: for a seed of the model or the data, which would do nothing.
+    """
+    whole: list[str] = []
+    for position, word in enumerate(args):
+        before = args[position - 1] if position else ""
+        if before in ("-c", "--config"):
+            named = read_yaml(word, before) if word.startswith("{") else read_config(word)
+            trainer = named.get("trainer") if isinstance(named, dict) else None
+            if isinstance(trainer, dict) and "callbacks" in trainer:
+                whole[-1:] = ["--trainer.callbacks=null", before]
+        elif word.startswith("--trainer.callbacks="):
+            whole.append("--trainer.callbacks=null")
+        elif word.partition("=")[0] in SEEDS:
+            raise ValueError(f"{word} would do nothing, for model and data take the run's seed: give --seed_everything")
+        whole.append(word)
+    return whole
+
+
+def with_found_configs(args: list[str]) -> list[str]:
+    """Replaces the names after -c and --config by the files they stand for; inline mappings stay.
+
+    A file that an earlier version wrote, such as the config.yaml of a run, becomes a mapping with today's names.
+    """
+    found = []
+    for position, word in enumerate(args):
+        flag, sign, name = word.partition("=")
+        if flag == "--config" and sign and not name.startswith("{"):
+            found.append("--config")
+            word = _today(find_config(name))
+        elif position and args[position - 1] in ("-c", "--config") and not word.startswith("{"):
+            word = _today(find_config(word))
+        found.append(word)
+    return found
+
+
+def _today(path: Path) -> str:
+    """The path of a configuration file; its content as JSON where that has names of an earlier version."""
+    values = read_yaml(path.read_text(), str(path))
+    return str(path) if (migrated := migrate(values)) == values else json.dumps(migrated)

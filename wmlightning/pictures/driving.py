@@ -1,0 +1,166 @@
+"""How C drives: the present mean in the real environment or in its dream, and its fitness over the generations."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning import Trainer
+from torch import Tensor
+
+from wmlightning.environments.dream import DreamEnv, DreamRules
+from wmlightning.environments.factory import EnvFactory
+from wmlightning.interfaces import Policy
+from wmlightning.pictures.book import LogPictures, PictureBook
+from wmlightning.pictures.charts import line_chart
+from wmlightning.pictures.films import film, play
+from wmlightning.pictures.images import Picture
+
+CURVES = {
+    "best": ("controller/fitness_best", "best candidate"),
+    "mean": ("controller/fitness_mean", "average candidate"),
+    "evaluated": ("controller/evaluated_return", "distribution's mean, evaluated"),
+}
+"""What the chart shows: metric of the stage, and its name in the chart."""
+
+
+def drive(policy: Policy, environment: EnvFactory, seed: int, frames: int = 150, note: str = "") -> list[Picture]:
+    """Plays one episode and returns its pictures, with step and return written below each.
+
+    Args:
+        policy: how to act.
+        environment: where; one episode is played in this process.
+        seed: environment seed.
+        frames: longer episodes are thinned out to this many, evenly.
+        note: put before step and return.
+    """
+    return play(policy, environment, seed).film(frames, note)
+
+
+def drive_dream(
+    model: Any,
+    policy: Any,
+    dream: DreamRules,
+    starts: Float[Tensor, "starts embed"],
+    seed: int,
+    frames: int = 150,
+    note: str = "",
+) -> list[Picture]:
+    """Dreams one episode and returns its decoded pictures, captioned as those of `drive`.
+
+    Args:
+        model: the world dreamt in.
+        policy: a `LatentPolicy`; its controller acts on the dream's own states.
+        dream: what the dream is like.
+        starts: embeds of first frames, (S, E).
+        seed: names first frame and noise.
+        frames: longer dreams are thinned out to this many, evenly.
+        note: put before step and return.
+    """
+    env, act = DreamEnv(model, dream, starts, policy.discrete), _actions(policy)
+    features, total, over = env.reset(seed=seed)[0], 0.0, False
+    pictures, returns = [env.render()], [0.0]
+    while not over:
+        features, reward, terminated, truncated, _ = env.step(act(features))
+        total, over = total + reward, terminated or truncated
+        pictures.append(env.render())
+        returns.append(total)
+    return film(pictures, returns, frames, note)
+
+
+def _actions(policy: Any) -> Callable[[np.ndarray], Any]:
+    owner = torch.zeros(1, dtype=torch.int64, device=policy.candidates.device)
+
+    def act(features: np.ndarray) -> Any:
+        action = policy.controller.act(policy.candidates, torch.from_numpy(features)[None].to(owner.device), owner)[0]
+        return int(action.argmax()) if policy.discrete else action.cpu().numpy()
+
+    return act
+
+
+class LogFilms(LogPictures):
+    """Shows the controller at work (abstract): a GIF of the present mean, and `controller/fitness`, a chart.
+
+    The episode is always the same one, so that films can be compared. The chart's numbers are kept in the checkpoint,
+    so that a resumed run draws the whole curve.
+
+    Args:
+        every: generations between two drawings; 0 draws only when training ends.
+        seed: of the episode filmed.
+        frames: longer episodes are thinned out to this many pictures.
+        fps: pictures a second.
+    """
+
+    def __init__(self, every: int = 10, seed: int = 1_000_003, frames: int = 150, fps: float | int = 15) -> None:
+        super().__init__(every)
+        self.seed, self.frames, self.fps = seed, frames, fps
+        self.history: dict[str, list[list[float]]] = {name: [] for name in CURVES}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Notes the generation's numbers down, and draws when it is due."""
+        generation, metrics = trainer.global_step, trainer.callback_metrics
+        evaluated = pl_module.evaluate_every and generation % pl_module.evaluate_every == 0
+        for name, (metric, _) in CURVES.items():
+            # A metric that is not logged anew keeps its last value.
+            if metric in metrics and (name != "evaluated" or evaluated):
+                self.history[name].append([float(generation), float(metrics[metric])])
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curves so far."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the curves of the checkpoint."""
+        self.history = state_dict["history"]
+
+    def draw(self, trainer: Trainer, stage: Any, book: PictureBook, step: int) -> None:
+        """Draws the chart and the film."""
+        book.add("controller/fitness", self.chart(), step)
+        name, film = self.film(stage, f"generation {step}  ")
+        book.add_gif(name, film, step, self.fps)
+
+    @abstractmethod
+    def film(self, stage: Any, note: str) -> tuple[str, list[Picture]]:
+        """One episode of the present mean: the picture's name, and its frames."""
+
+    def chart(self) -> Picture:
+        """Fitness over the generations."""
+        curves = {
+            text: zip(*self.history[name], strict=True) for name, (_, text) in CURVES.items() if self.history[name]
+        }
+        lines = {text: (list(x), list(y)) for text, (x, y) in curves.items()}
+        return line_chart(lines, "Fitness of the population, and return of its mean", "generation", "", (760, 320))
+
+
+class LogDriving(LogFilms):
+    """Films the present mean in the real environment: `controller/driving`; see `LogFilms`."""
+
+    def film(self, stage: Any, note: str) -> tuple[str, list[Picture]]:
+        """One real episode; it counts nowhere."""
+        film = drive(stage.policy(explore=True), stage.environment, self.seed, self.frames, note)
+        return "controller/driving", film
+
+
+class LogDreamDriving(LogFilms):
+    """Films the present mean in the dream it is trained in: `controller/dream`; see `LogFilms`.
+
+    What a controller exploits that lives off its model's mistakes can be seen here.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Refuses a controller that has no dream.
+
+        Raises:
+            ValueError: saying which callback to use instead.
+        """
+        if getattr(pl_module, "dream", None) is None:
+            raise ValueError("LogDreamDriving films dreams but this controller has none: use LogDriving, or set dream")
+
+    def film(self, stage: Any, note: str) -> tuple[str, list[Picture]]:
+        """One dream."""
+        policy, starts = stage.policy(explore=True), stage.fitness.starts
+        film = drive_dream(stage.model, policy, stage.dream, starts, self.seed, self.frames, note)
+        return "controller/dream", film
