@@ -166,7 +166,7 @@ def plain(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[
                 f"one of its observations {entries} with pixels, or wrap it"
             )
         _check_drawable(spec, env)
-        look = lambda _: env.render()  # type: ignore[assignment]
+        look = lambda _: env.render()  # noqa: E731 # type: ignore[assignment]
     elif key == "":
         look = lambda observation: observation  # noqa: E731
     elif key in entries:
