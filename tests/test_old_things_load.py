@@ -191,7 +191,10 @@ def test_what_was_played_evaluated_and_trained_before_the_cut_is_known_after_it(
     after = torch.load(last, weights_only=True)
     assert after["global_step"] == steps
     # The key that has another name since is the only difference.
-    before = [{"progress" if key == "ledger" else key: value for key, value in state.items()} for state in before["callbacks"].values()]
+    before = [
+        {"progress" if key == "ledger" else key: value for key, value in state.items()}
+        for state in before["callbacks"].values()
+    ]
     assert list(after["callbacks"].values()) == before
 
 
