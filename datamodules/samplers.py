@@ -201,7 +201,8 @@ class ConsecutiveWindows(Sampler):
             place = int(np.searchsorted(ends, row_start, side="right"))
             pieces: list[Piece] = []
             while row_start < row_stop:
-                episode, end = int(order[place]), int(ends[place])
+                episode = int(order[place])
+                end = int(ends[place])
                 rows = min(row_stop, end) - row_start
                 pieces.append((episode, row_start - end + int(lengths[episode]), rows))
                 row_start += rows

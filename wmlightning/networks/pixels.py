@@ -1,4 +1,4 @@
-"""Pixels on their way into and out of the networks."""
+"""Pixels: from stored bytes to network inputs and back."""
 
 from typing import Any
 
