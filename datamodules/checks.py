@@ -64,7 +64,7 @@ def _find_impossible_steps(action: np.ndarray, ends: np.ndarray) -> str:
     if np.abs(action).max(initial=0.0) > 1 + 1e-6:
         return f"has actions that reach {np.abs(action).max():.4g} but lie in [-1, 1]"
     if ends[:-1].any():
-        return f"ends after {int(ends.argmax()) + 1} of {len(ends)} steps and yet goes on"
+        return f"ends after {int(ends.argmax()) + 1} of {len(ends)} steps but must end at the last one"
     return ""
 
 

@@ -43,8 +43,8 @@ def permuted(places: np.ndarray, total: int, *counters: int) -> np.ndarray:
     outside = np.ones(len(values), np.bool_)
     while outside.any():
         right, left = np.divmod(values[outside], sizes[0])
-        for round_, key in enumerate(keys):
-            size = sizes[round_ % 2]
+        for number, key in enumerate(keys):
+            size = sizes[number % 2]
             left, right = right, (left + _scramble(right ^ key) % size) % size
         values[outside] = right * sizes[0] + left
         outside = values >= np.uint64(total)

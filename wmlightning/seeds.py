@@ -2,8 +2,8 @@
 
 A random stream is identified by a tuple of whole numbers that the run counts anyway (seed, rank, batch, episode).
 Different tuples of one length, of numbers below 2**32, give independent streams. Tuples that differ only in zeros at
-the end give the same stream: where environments are seeded by tuples of several lengths, evaluation never uses its seed
-alone.
+the end give the same number: so evaluation, whose tuple is shorter than that of collected episodes, adds 1 to what it
+derives.
 """
 
 import numpy as np

@@ -164,7 +164,7 @@ def test_the_oldest_is_the_one_born_first_whatever_its_index(tmp_path, episode):
             lambda e: {"action": np.where(e.reward[:, None] > 2, np.float32(7), e.action)},
             r"actions that reach 7 but lie in \[-1, 1\]",
         ),
-        (lambda e: {"is_terminal": np.arange(5) == 2}, "ends after 2 of 4 steps and yet goes on"),
+        (lambda e: {"is_terminal": np.arange(5) == 2}, "ends after 2 of 4 steps but must end at the last one"),
         (lambda e: {"metadata": {"discrete": True}}, "actions are one-hot choices but those of the store are numbers"),
         (lambda e: {"reward": e.reward.astype(np.float64)}, "reward has dtype float64"),
         (lambda e: {"is_first": np.zeros(5, np.bool_)}, "not one whole episode"),

@@ -44,7 +44,7 @@ class Latent(Recorded, ABC):
 
     @abstractmethod
     def mode(self, params: Tensor) -> Tensor:
-        """The best single guess, (..., sample_size)."""
+        """The most likely sample, (..., sample_size)."""
 
     @abstractmethod
     def kl(self, posterior: Tensor, prior: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class GaussianMixture:
 
     @property
     def mean(self) -> Float[Tensor, "*batch dim"]:
-        """The mean of each dimension, shape (..., D): the best single guess in squared error."""
+        """The mean of each dimension, shape (..., D): the best prediction in squared error."""
         return (self.logits.softmax(-1) * self.means).sum(-1)
 
     def sample(

@@ -30,7 +30,7 @@ class LSTM(nn.Module):
         self.bias = nn.Parameter(torch.zeros(4 * hidden_size))
         with torch.no_grad():
             self.bias[hidden_size : 2 * hidden_size] = 1.0
-        # The fused kernel wants two biases; this one is no parameter and always zero.
+        # The fused kernel takes two biases; this one is not a parameter and always zero.
         self.register_buffer("_no_bias", torch.zeros(4 * hidden_size), persistent=False)
 
     def step(

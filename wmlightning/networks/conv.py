@@ -52,10 +52,10 @@ class ConvEncoder(Recorded, nn.Module):
         Raises:
             ValueError: for images that are not 64x64 or have another number of channels.
         """
-        wanted = (self.layers[0].in_channels, 64, 64)
-        if image.shape[1:] != wanted:
+        expected = (self.layers[0].in_channels, 64, 64)
+        if image.shape[1:] != expected:
             raise ValueError(
-                f"images are (channels, height, width) = {tuple(image.shape[1:])} but the encoder reads {wanted}: "
+                f"images are (channels, height, width) = {tuple(image.shape[1:])} but the encoder reads {expected}: "
                 "let the environment resize to 64 pixels, or set `channels`"
             )
         *first, last = self.layers

@@ -12,7 +12,7 @@ from wmlightning.validation import wrong_pixels
 def normalize(
     image: Shaped[Tensor, "*batch height width channels"], shift: float = 0.0
 ) -> Float[Tensor, "rows channels height width"]:
-    """Turns stored pixels into what a convolution reads: image / 255 + shift, leading axes flattened.
+    """Turns stored pixels into the input of a convolution: image / 255 + shift, leading axes flattened.
 
     One pass over the bytes, and nothing is transposed: the result is a channels-first view of channels-last memory,
     the layout in which convolutions run fastest on CPUs with wide registers and on tensor cores.
@@ -41,8 +41,8 @@ def quantize(
 
         x = floor(image / 8) / 32 + noise / 32 - 1/2,        in [-1/2, 1/2)
 
-    The noise is redrawn every time, in training and while acting, and the result is both what the encoder reads and
-    what the decoder has to draw. Leading axes are flattened; the result is in channels-last memory, as of `normalize`.
+    The noise is redrawn every time, in training and while acting, and the result is both the encoder's input and
+    the decoder's target. Leading axes are flattened; the result is in channels-last memory, as of `normalize`.
 
     Args:
         image: uint8, shape (..., H, W, C).

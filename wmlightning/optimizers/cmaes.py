@@ -31,7 +31,7 @@ class CMAES(torch.optim.Optimizer):
         candidates ~ N(mean, sigma^2 C)   ->   losses   ->   mean, sigma and C move towards the better half
 
     One generation is one `step`. No gradient is used; the parameters only receive the mean of the distribution, which
-    is the best guess (better than the best candidate when losses are noisy). The search itself runs in float64.
+    is the best estimate (better than the best candidate when losses are noisy). The search itself runs in float64.
 
     The mathematics is the library `cma`. The step size is adapted by its path length (CSA) at every size, because from
     300 parameters on the library would silently take two-point adaptation with injected samples instead. Candidates are
