@@ -1,4 +1,4 @@
-"""A store and an injected dataset, as the Lightning Trainer wants them: `EpisodeDataModule`."""
+"""A store and a dataset as a LightningDataModule: `EpisodeDataModule`."""
 
 import math
 import os
@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from datamodules.datasets import EpisodeDataset, Unreadable, WholeEpisode
+from datamodules.datasets import EpisodeDataset, NoReadableEpisodes, WholeEpisode
 from datamodules.episode import Spec
 from datamodules.files import DamagedEpisode, EpisodeName
 from datamodules.hashing import mix, uniform_below
@@ -22,17 +22,17 @@ from datamodules.store import EpisodeStore
 
 
 def held_out(episodes: list[EpisodeName], fraction: float, seed: int) -> np.ndarray:
-    """Which episodes are kept from training: bool (episodes,).
+    """Returns which episodes are held out for validation, bool (episodes,).
 
     Of each block of round(1 / fraction) consecutive indices one is held out, chosen by (seed, rank, block); of the
-    first block it is always index 1, so that a store of two episodes has one of either kind. What is said of an episode
-    never changes as more arrive.
+    first block it is always index 1, so that a store of two episodes has one in each split. An episode never changes
+    its split as more arrive.
 
     Raises:
         ValueError: unless fraction is in [0, 0.5].
     """
     if not 0 <= fraction <= 0.5:
-        raise ValueError(f"validation_fraction is {fraction} but must lie between 0 and 0.5")
+        raise ValueError(f"validation_fraction is {fraction} but must lie between 0 and 0.5: correct it")
     if not fraction or not episodes:
         return np.zeros(len(episodes), np.bool_)
     size = round(1 / fraction)
@@ -43,16 +43,17 @@ def held_out(episodes: list[EpisodeName], fraction: float, seed: int) -> np.ndar
 
 
 class Loader:
-    """Batches by number: what the Trainer iterates over.
+    """A data loader that reads batches by their number; the Trainer iterates over it.
 
-    Nothing is looked at before the first `next` of each pass, so an epoch sees what was collected until it began. The
-    empty state tells the Trainer that it may resume in the middle of an epoch: the position is in its own counters.
+    The store is not read before the first `next` of each pass, so an epoch uses what was collected until it began. The
+    state is empty, because the position follows from the Trainer's own counters; that there is one allows the Trainer
+    to resume in the middle of an epoch.
 
     Args:
-        plan: called when a pass begins; gives the function that reads one item, and the numbers of the pass's items.
+        plan: called when a pass begins; returns the function that reads one item, and the numbers of the pass's items.
         length: items in a whole pass.
         num_workers: processes that read ahead; 0 reads in this one, which is fast enough for uncompressed stores.
-        optional: end a pass with a warning where damaged files have left nothing to read.
+        optional: end a pass with a warning, not an error, where damaged files leave too little to read.
     """
 
     def __init__(
@@ -62,7 +63,10 @@ class Loader:
         num_workers: int = 0,
         optional: bool = False,
     ) -> None:
-        self._plan, self._length, self._num_workers, self._optional = plan, length, num_workers, optional
+        self._plan = plan
+        self._length = length
+        self._num_workers = num_workers
+        self._optional = optional
 
     def __len__(self) -> int:
         return self._length
@@ -71,31 +75,33 @@ class Loader:
         read, numbers = self._plan()
         items: Iterable[Any] = map(read, numbers)
         if self._num_workers:
-            # A generator of its own: the loader must not draw from torch's, which makes the learning noise.
+            # Its own generator: the loader must not draw from torch's global one, which makes the learning noise.
             items = DataLoader(
-                _Items(read),  # type: ignore[arg-type]
+                _MapDataset(read),  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=list(numbers),
                 num_workers=self._num_workers,
-                collate_fn=_same,
+                collate_fn=_identity,
                 generator=torch.Generator(),
             )
         try:
             yield from (item for item in items if item is not None)
-        except Unreadable as error:
+        except NoReadableEpisodes as error:
             if not self._optional:
                 raise
-            warnings.warn(f"what is held out is not measured: {error}", stacklevel=2)
+            warnings.warn(f"the held-out episodes are not measured: {error}", stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: see the class."""
+        """Returns an empty state; see the class."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Does nothing: the state is empty."""
 
 
-class _Items:
+class _MapDataset:
+    """Calls a function of an item's number, as torch's DataLoader expects of a dataset."""
+
     def __init__(self, read: Callable) -> None:
         self._read = read
 
@@ -103,12 +109,12 @@ class _Items:
         return self._read(number)
 
 
-def _same(item: Any) -> Any:
+def _identity(item: Any) -> Any:
     return item
 
 
 class EpisodeDataModule(lightning.LightningDataModule):
-    """Feeds a stage from a folder of episodes, and resumes exactly.
+    """Gives a stage batches from a folder of episodes, and resumes exactly.
 
     Batch b is a function of (seed, b, episodes in the store), where b counts the batches trained since training began;
     of W processes with B windows each, process r takes rows r * B to (r + 1) * B of the global batch of W * B. An epoch
@@ -122,11 +128,11 @@ class EpisodeDataModule(lightning.LightningDataModule):
         updates_per_epoch: batches in an epoch.
         validation_fraction: share of the episodes kept from training, fixed by seed; in [0, 0.5].
         validation_batches: batches in a validation, the same windows every time.
-        seed: names the order of the data and the split.
+        seed: of the order of the data and of the split.
         num_workers: reading processes; 0 (in this process) unless the store is compressed. Keep 0 where it grows.
-        cap_bytes: most bytes learned from: the newest episodes; older ones leave the folder, see EpisodeStore.
-        cap_decisions: most decisions learned from, likewise.
-        compression: null or "gzip", for whoever appends.
+        cap_bytes: most bytes trained on, those of the newest episodes; older ones are deleted, see EpisodeStore.
+        cap_decisions: most decisions trained on, likewise.
+        compression: null or "gzip", for episodes that are appended.
     """
 
     def __init__(
@@ -169,7 +175,7 @@ class EpisodeDataModule(lightning.LightningDataModule):
         return self.store.spec
 
     def episodes(self, validation: bool) -> list[EpisodeName]:
-        """The episodes of one split, from a new listing.
+        """Returns the episodes of one split, from a new listing.
 
         Raises:
             ValueError: if there are none, in one line that says what to do.
@@ -179,7 +185,7 @@ class EpisodeDataModule(lightning.LightningDataModule):
         out = held_out(listing, self.validation_fraction, self.seed)
         chosen = [name for name, is_out in zip(listing, out, strict=True) if is_out == validation]
         if not listing:
-            raise ValueError(self._nothing())
+            raise ValueError(self._empty_store())
         if not chosen:
             kind = "held out" if validation else "left for training"
             raise ValueError(
@@ -189,47 +195,51 @@ class EpisodeDataModule(lightning.LightningDataModule):
         return chosen
 
     def train_dataloader(self) -> Loader:
-        """The training batches of an epoch, from the one after the last batch trained on."""
+        """Returns the training batches of an epoch, from the one after the last batch trained on."""
 
         def plan() -> tuple[Callable, Iterable[int]]:
-            return self._reader(False, self.seed), self._batches_left()
+            return self._batch_reader(False, self.seed), self._batches_left()
 
         return Loader(plan, self.updates_per_epoch, self.num_workers)
 
     def val_dataloader(self) -> Loader | list:
-        """`validation_batches` batches of held-out windows, always the same ones; none where nothing is held out."""
+        """Returns `validation_batches` batches of held-out windows, always the same; none without held-out episodes."""
         if not self.validation_fraction or not self.validation_batches:
             return []
-        return self._fixed(1, self.validation_batches)
+        return self._held_out_loader(1, self.validation_batches)
 
     def test_dataloader(self) -> Loader:
-        """Held-out windows, always the same ones, as many rows as the held-out episodes have (one batch at least)."""
+        """Returns held-out windows, always the same, as many rows as the held-out episodes have, at least one batch."""
         rows = int(SegmentedEpisodes(self.episodes(validation=True)).lengths.sum())
-        return self._fixed(2, max(1, rows // (self.dataset.sampler.length * self.batch_size * self._world()[1])))
+        return self._held_out_loader(
+            2, max(1, rows // (self.dataset.sampler.length * self.batch_size * self._rank_and_world_size()[1]))
+        )
 
     def predict_dataloader(self) -> Loader:
-        """Every whole episode of the store, held out or not, as `WholeEpisode`; ranks take turns.
+        """Returns every whole episode of the store, held out or not, as `WholeEpisode`; ranks take turns.
 
-        Those whose `place` is in `predicted` are not read: a callback that has their predictions says so. Raises
-        ValueError if there is none.
+        Episodes whose `place` is in `predicted` are skipped: a callback that has their predictions already adds them.
+
+        Raises:
+            ValueError: if the store is empty.
         """
         self.store.refresh()
         listing = self.store.listing
         if not listing:
-            raise ValueError(self._nothing())
-        rank, world = self._world()
+            raise ValueError(self._empty_store())
+        rank, world = self._rank_and_world_size()
         numbers = range(rank, len(listing), world)
         return Loader(
             lambda: (partial(_read_whole, self.store, listing, self.predicted), numbers), len(numbers), self.num_workers
         )
 
-    def _fixed(self, stream: int, count: int) -> Loader:
+    def _held_out_loader(self, stream: int, count: int) -> Loader:
         seed = int(mix(self.seed, stream)[0])
-        # A damaged file must not end a training that can do without it.
-        return Loader(lambda: (self._reader(True, seed), range(count)), count, self.num_workers, optional=True)
+        # A damaged held-out file must not end the training.
+        return Loader(lambda: (self._batch_reader(True, seed), range(count)), count, self.num_workers, optional=True)
 
-    def _reader(self, validation: bool, seed: int) -> Callable:
-        rank, world = self._world()
+    def _batch_reader(self, validation: bool, seed: int) -> Callable:
+        rank, world = self._rank_and_world_size()
         share = slice(rank * self.batch_size, (rank + 1) * self.batch_size)
         episodes = SegmentedEpisodes(self.episodes(validation))
         short = int((episodes.lengths < self.dataset.sampler.min_rows).sum())
@@ -241,10 +251,10 @@ class EpisodeDataModule(lightning.LightningDataModule):
             )
         return partial(_read_batch, self.dataset, self.store, episodes, seed, world * self.batch_size, share)
 
-    def _nothing(self) -> str:
+    def _empty_store(self) -> str:
         return f"{self.path} holds no episodes: collect some (wmlightning collect), or correct the path"
 
-    def _world(self) -> tuple[int, int]:
+    def _rank_and_world_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _batches_left(self) -> range:
@@ -252,14 +262,20 @@ class EpisodeDataModule(lightning.LightningDataModule):
             return range(self.updates_per_epoch)
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         # `processed` is right in a checkpoint written on any hook; `completed` lags behind it by one on some. After a
-        # checkpoint of an epoch's end, nothing is left, and saying so keeps Lightning from training on one batch more.
+        # checkpoint of an epoch's end this range is empty, which keeps Lightning from training on one more batch.
         first = progress.total.processed
         limit = min(self.updates_per_epoch, self.trainer.num_training_batches)
         return range(first, first + max(0, math.ceil(limit) - progress.current.ready))
 
 
 def _read_batch(
-    dataset: EpisodeDataset, store: Any, episodes: SegmentedEpisodes, seed: int, size: int, share: slice, batch: int
+    dataset: EpisodeDataset,
+    store: EpisodeStore,
+    episodes: SegmentedEpisodes,
+    seed: int,
+    size: int,
+    share: slice,
+    batch: int,
 ):
     return dataset.draw(store, episodes, seed, batch, size, share)
 

@@ -1,7 +1,7 @@
-"""From chosen windows to tensors: what one batch of a stage is made of.
+"""Datasets: they read the windows that a sampler chooses into a batch of tensors.
 
-A dataset is injected into `EpisodeDataModule`. It holds no data and no position: it turns (store, seed, batch count)
-into a `Batch`, reading each window from its file straight into the batch's memory.
+A dataset is injected into `EpisodeDataModule`. It has no data and no position: it turns (store, seed, batch count) into
+a `Batch`, reading each window from its file straight into the batch's memory.
 """
 
 from abc import ABC
@@ -20,15 +20,15 @@ from datamodules.segments import SegmentedEpisodes
 from datamodules.store import EpisodeStore
 
 ATTEMPTS = 100
-"""Windows tried in place of one that cannot be read, before only whole files are chosen from."""
+"""Other windows tried in place of one that cannot be read, before all files are checked and damaged ones left out."""
 
 
-class Unreadable(ValueError):
-    """Nothing is left to draw from: the text says of which folder, and what to do, in one line."""
+class NoReadableEpisodes(ValueError):
+    """Damaged files leave too few rows for a window; the text says in which folder and what to do, in one line."""
 
 
 class EpisodeDataset(ABC):
-    """Makes batches of what its sampler chooses (abstract)."""
+    """Reads the windows that its sampler chooses (abstract)."""
 
     sampler: Sampler
 
@@ -45,58 +45,60 @@ class EpisodeDataset(ABC):
 
         Args:
             store: where the episodes are.
-            episodes: those that may be sampled, of one split; parts of one are joined.
-            seed: names the random stream.
+            episodes: those that may be sampled, of one split; the parts of an episode count as one.
+            seed: of the random stream.
             batch: number of the global batch.
             size: windows in the global batch, of all processes together.
-            share: the windows of this process.
+            share: the windows that this process reads.
 
         Returns:
-            Tensors (B, T, ...) on the CPU, in the dtypes of the store; B as `share` says, T the sampler's length.
+            Tensors (B, T, ...) on the CPU, in the dtypes of the store; B windows in `share`, T the sampler's length.
 
         Raises:
             ValueError: if nothing can be sampled. A damaged file is replaced by another window, with a counted warning.
-            Unreadable: if files are damaged and what is left is too little for a window.
+            NoReadableEpisodes: if files are damaged and the others have too few rows for a window.
         """
-        joined = left = SegmentedEpisodes.of(episodes)
-        windows = self.sampler.sample(joined.lengths, seed, batch, size)[share]
-        rows = EpisodeBuffer.empty(store.spec, (len(windows), self.sampler.length))
-        for place, window in enumerate(windows):
-            attempt, left = 0, joined
+        all_episodes = SegmentedEpisodes.of(episodes)
+        windows = self.sampler.sample(all_episodes.lengths, seed, batch, size)[share]
+        buffer = EpisodeBuffer.empty(store.spec, (len(windows), self.sampler.length))
+        for row, window in enumerate(windows):
+            attempt = 0
+            candidates = all_episodes
             # The replacement depends on which files are damaged, not on when that was noticed: it resumes exactly.
-            while not _filled(rows.part(place), window, store, left):
+            while not _read_window(store, candidates, window, buffer.view(row)):
                 attempt += 1
                 other_seed = int(mix(seed, attempt)[0])
                 if attempt > ATTEMPTS:
-                    left = SegmentedEpisodes(name for name in left.names if store.readable(name))
+                    candidates = SegmentedEpisodes(name for name in candidates.names if store.readable(name))
                 try:
-                    window = self.sampler.sample(left.lengths, other_seed, batch, size)[share][place]
-                except ValueError as error:  # all episodes together were enough, or nothing would have been sampled
-                    raise Unreadable(
-                        f"{len(joined.names) - len(left.names)} of {len(joined.names)} episodes in {store.path} cannot "
-                        "be read"
-                        + (f" and of the others {error}" if left else "")
+                    window = self.sampler.sample(candidates.lengths, other_seed, batch, size)[share][row]
+                except ValueError as error:  # all episodes were enough for a window, the readable ones are not
+                    count = len(all_episodes.names)
+                    raise NoReadableEpisodes(
+                        f"{count - len(candidates.names)} of {count} episodes in {store.path} cannot be read"
+                        + (f" and of the others {error}" if candidates else "")
                         + f": `wmlightning data verify {store.path}` names them"
                     ) from None
-        return rows.batch()
+        return buffer.to_batch()
 
 
-def _filled(rows: EpisodeBuffer, window: Window, store: EpisodeStore, episodes: SegmentedEpisodes) -> bool:
+def _read_window(store: EpisodeStore, episodes: SegmentedEpisodes, window: Window, into: EpisodeBuffer) -> bool:
+    """Reads a window into memory (T, ...) and returns True, or False if one of its files is damaged."""
     filled = 0
     try:
         for name, start, length in (file for piece in window.pieces for file in episodes.files(*piece)):
-            whole = length == len(rows.reward)
-            store.read_into(name, start, rows if whole else rows.part(slice(filled, filled + length)))
+            whole = length == len(into.reward)
+            store.read_into(name, start, into if whole else into.view(slice(filled, filled + length)))
             filled += length
     except DamagedEpisode:
         return False
     if window.is_start:
-        rows.is_first[0] = True
+        into.is_first[0] = True
     return True
 
 
 class WindowDataset(EpisodeDataset):
-    """Sequences of rows for whatever steps through time; reads stores of frames and stores of codes alike.
+    """Sequences of rows, (B, T, ...), for models that step through time; reads stores of frames and stores of codes.
 
     Args:
         sampler: which windows, e.g. UniformWindows(length=50).
@@ -115,11 +117,11 @@ class FrameDataset(EpisodeDataset):
 
 @dataclass
 class WholeEpisode:
-    """One episode from reset to end, or one part of it, for prediction.
+    """One episode from reset to end, or one of its parts, for prediction.
 
     Args:
         batch: its rows, (1, steps + 1, ...).
-        index: its number in the store; `rank`, `birth` and `part` complete its name.
+        index: its number in the store; `rank`, `birth` and `part` are the other numbers of its name.
         metadata: what was recorded with it.
     """
 
@@ -136,13 +138,13 @@ class WholeEpisode:
         return self.index, self.rank, self.part
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "WholeEpisode":
-        """The same episode on another device (Lightning calls this)."""
+        """Returns the episode on another device (Lightning calls this)."""
         return replace(self, batch=self.batch.to(device, non_blocking))
 
     @classmethod
     def read(cls, store: EpisodeStore, name: EpisodeName) -> "WholeEpisode":
         """Reads an episode. Raises DamagedEpisode if its file cannot be read."""
         contents = store.contents(name)
-        rows = EpisodeBuffer.empty(contents.spec, (1, name.rows))
-        store.read_into(name, 0, rows.part(0))
-        return cls(rows.batch(), name.index, dict(contents.metadata), name.rank, name.birth, name.part)
+        buffer = EpisodeBuffer.empty(contents.spec, (1, name.rows))
+        store.read_into(name, 0, buffer.view(0))
+        return cls(buffer.to_batch(), name.index, dict(contents.metadata), name.rank, name.birth, name.part)

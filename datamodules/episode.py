@@ -1,4 +1,4 @@
-"""The words everyone speaks: `Spec`, `Episode` and `Batch`, and the one picture of how time is counted.
+"""The common types, `Spec`, `Episode` and `Batch`, and the one picture of how time is counted.
 
     index         0     1     2     3          action[t] led to image[t]; reward[t] is for arriving there
     image        o0    o1    o2    o3
@@ -7,8 +7,8 @@
     is_first      1     0     0     0          tells dynamics to forget, also in the middle of a window
     is_terminal   0     0     0     1          a time limit is not terminal: cont stays 1
 
-An episode of T steps has T + 1 rows. Everything in memory is aligned like this; the only place where another alignment
-exists is the file on disk, and `store.to_disk` / `store.from_disk` are the only functions that shift.
+An episode of T steps has T + 1 rows. Everything in memory is aligned like this. Only the file on disk is aligned in
+another way, and `store.to_disk` / `store.from_disk` are the only functions that shift.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Spec:
-    """What a network must know of an environment, and nothing more.
+    """The shapes of observations and actions: all that a network needs to know of an environment.
 
     Args:
         observation: for each key, its shape and numpy dtype name, e.g. `{"image": ((64, 64, 3), "uint8")}`.
@@ -36,14 +36,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode, or a piece of one, in numpy, aligned as drawn at the top of this file.
+    """One episode, or a piece of one, as numpy arrays aligned as drawn at the top of this file.
 
     Args:
         observation: arrays of R rows each; `image` is uint8 (R, H, W, C) by convention, `vector` float32 (R, D).
         action: float32 (R, A), in [-1, 1] or one-hot; row t led to observation t.
         reward: float32 (R,); row t is for arriving at observation t.
         is_first: bool (R,); true where an episode begins.
-        is_terminal: bool (R,); true where no future exists. A time limit is not terminal.
+        is_terminal: bool (R,); true where the environment ended the episode. A time limit is not terminal.
         metadata: plain values that travel with the file (seed, environment id, ...); never read by training.
     """
 
@@ -65,7 +65,7 @@ class Episode:
                     "step plus one for the reset; see the picture in datamodules/episode.py"
                 )
         if self.action.ndim != 2:
-            raise ValueError(f"action has shape {self.action.shape} but (rows, action_size) is wanted: add an axis")
+            raise ValueError(f"action has shape {self.action.shape} but must be (rows, action_size): add an axis")
         if not np.isfinite(self.reward).all():
             row = int(np.flatnonzero(~np.isfinite(self.reward))[0])
             raise ValueError(f"reward[{row}] is {self.reward[row]}: rewards must be finite; mend the environment")
@@ -89,7 +89,7 @@ class Episode:
 
     @property
     def spec(self) -> Spec:
-        """The spec these arrays have; `discrete` cannot be read off the arrays, so `metadata["discrete"]` says it."""
+        """The spec of these arrays; `discrete`, which the arrays do not show, is read from `metadata["discrete"]`."""
         observation = {key: (value.shape[1:], value.dtype.name) for key, value in self.observation.items()}
         return Spec(observation, self.action.shape[1], bool(self.metadata.get("discrete", False)))
 
@@ -115,16 +115,16 @@ class Batch:
         return self.reward.shape[0], self.reward.shape[1]
 
     def map(self, function: Any) -> "Batch":
-        """The same batch with `function` applied to every tensor."""
+        """Returns the batch with `function` applied to every tensor."""
         return Batch(
             {key: function(value) for key, value in self.observation.items()},
             *(function(getattr(self, name)) for name in ("action", "reward", "cont", "is_first", "is_terminal")),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch on another device (Lightning calls this)."""
+        """Returns the batch on another device (Lightning calls this)."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory (the DataLoader calls this)."""
+        """Returns the batch in page-locked memory (the DataLoader calls this)."""
         return self.map(lambda tensor: tensor.pin_memory())

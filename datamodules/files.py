@@ -1,4 +1,4 @@
-"""One episode, one file: its name, its bytes, and how they get safely to disk and quickly back.
+"""The file of an episode: its name, its contents, how it is written atomically and how rows are read from it.
 
     ep-00000123-0-4500-501.h5       index 123, rank 0, born at batch 4500, 501 rows (500 steps and the reset)
 
@@ -12,8 +12,8 @@
 A very long episode is several files, its parts: ep-00000123-0-4500-1001.h5, then ep-00000123-0-4600-1001-1.h5, and so
 on. Each begins with the observation that the one before it ended with; `datamodules.segments` reads them as one.
 
-A file is written once and never opened for writing again. A finished name therefore always means a finished file, and
-nothing has to be locked.
+A file is written once, under a temporary name, and renamed when it is complete. So a file with an episode's name is
+always complete, and no locks are needed.
 """
 
 import errno
@@ -40,9 +40,9 @@ COLUMNS = {
 }
 """Axes and dtype of every dataset but the observations."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system calls a disk or a quota that is full."""
+"""The system's error numbers for a full disk and a full quota."""
 CHUNK = 16
-"""Frames that are compressed together: a window of 50 unpacks 14 frames too many on average."""
+"""Frames in one compressed chunk: a window of 50 unpacks 14 frames too many on average."""
 
 Reader = Callable[[str, int, np.ndarray], None]
 """`read(name, first, array)` fills `array` with rows first, first + 1, ... of one dataset of a file."""
@@ -53,14 +53,14 @@ class DamagedEpisode(OSError):
 
 
 class EpisodeName(NamedTuple):
-    """What a file's name says; a listing is the index, so nothing needs opening to be counted.
+    """The numbers in a file's name; they make a folder's listing the index, so that no file is opened to be counted.
 
     Args:
         index: the number of the episode, >= 0.
         rank: the process that recorded it, >= 0.
-        birth: the batch count at which it became visible, >= 0.
+        birth: the batch count from which on it may be trained on, >= 0.
         rows: steps + 1.
-        part: its place among the parts of an episode that is written in several.
+        part: its number among the parts of an episode that is written in several files, else 0.
     """
 
     index: int
@@ -74,28 +74,28 @@ class EpisodeName(NamedTuple):
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """(index, rank, part), which no two files of a store share; a listing is in this order."""
+        """(index, rank, part), which is unique in a store and sorts its listing."""
         return self.index, self.rank, self.part
 
     @property
-    def age(self) -> tuple[int, int, int, int]:
-        """(birth, index, rank, part): the order in which files came, the oldest first."""
+    def arrival(self) -> tuple[int, int, int, int]:
+        """(birth, index, rank, part), which sorts files by when they were recorded, the oldest first."""
         return self.birth, *self.place
 
     def follows(self, other: "EpisodeName") -> bool:
-        """Whether this is the next part of the other's episode."""
+        """Returns whether this file is the next part of the other's episode."""
         return self.place == (other.index, other.rank, other.part + 1)
 
     @classmethod
     def parse(cls, name: str) -> "EpisodeName | None":
-        """The numbers in a file's name, or None where it is not an episode's."""
+        """Returns the numbers in a file's name, or None if it is not an episode's."""
         match = re.fullmatch(r"ep-(\d{8,})-(\d+)-(\d+)-(\d+)(?:-(\d+))?\.h5", name)
         parsed = cls(*map(int, match.groups(default="0"))) if match else None
         return parsed if parsed is not None and str(parsed) == name and parsed.rows >= 2 else None
 
 
 class Contents(NamedTuple):
-    """What `inspect` found in the file at `path`: spec, where each dataset's bytes begin (None: ask HDF5), metadata."""
+    """The result of `inspect`: spec, the byte at which each dataset begins (None: read through HDF5), and metadata."""
 
     path: str
     spec: Spec
@@ -104,9 +104,9 @@ class Contents(NamedTuple):
 
 
 def encode(arrays: dict[str, np.ndarray], metadata: dict[str, Any], compression: str | None = None) -> bytes:
-    """The bytes of an HDF5 file holding these arrays.
+    """Returns the bytes of an HDF5 file that holds these arrays.
 
-    The file is composed in memory and written in one go: HDF5 does not recover cleanly when a disk fills under it.
+    The file is composed in memory and written in one go, because HDF5 does not recover cleanly when the disk is full.
 
     Args:
         arrays: datasets by path, e.g. `observations/image`.
@@ -143,16 +143,16 @@ def encode(arrays: dict[str, np.ndarray], metadata: dict[str, Any], compression:
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file so that, whenever the process or the power goes, it is there whole or not at all.
+    """Writes a file so that it is there whole or not at all, even if the process is killed or the power fails.
 
     Temporary name in the same folder, fsync, rename, fsync of the folder.
 
     Args:
-        path: the file; its folder is made if need be.
+        path: the file; its folder is made if it is missing.
         write: called with the open binary file.
 
     Raises:
-        OSError: if it cannot; of a full disk in one line that says what to do.
+        OSError: if it cannot be written; for a full disk in one line that says what to do.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,8 +162,9 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None
         if error.errno not in FULL:
             raise
         free = megabytes(shutil.disk_usage(path.parent).free)
-        words = f"the disk under {path.parent} is full ({free} free), {path.name} was not written: free some space"
-        full = OSError(words)
+        full = OSError(
+            f"the disk under {path.parent} is full ({free} free), {path.name} was not written: free some space"
+        )
         full.errno = error.errno
         raise full from error
 
@@ -187,17 +188,17 @@ def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Makes sure that a file can be written at a path, its folders made if need be, and leaves nothing behind.
+    """Checks that a file can be written at a path, where missing folders can be made; leaves no file there.
 
     Raises:
         ValueError: if it cannot.
     """
     path = Path(path).absolute()
-    there = next(folder for folder in path.parents if folder.exists())
+    parent = next(folder for folder in path.parents if folder.exists())
     try:
         if path.is_dir():
             raise OSError(errno.EISDIR, "it is a folder")
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
         raise ValueError(
@@ -230,10 +231,10 @@ def inspect(path: str, rows: int) -> Contents:
 
     Args:
         path: the file.
-        rows: how many rows its name promises.
+        rows: the number of rows in its name.
 
     Raises:
-        DamagedEpisode: saying what is wrong with it.
+        DamagedEpisode: if something is wrong with it; the text says what.
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -249,19 +250,24 @@ def inspect(path: str, rows: int) -> Contents:
 def _inspect(file: Any, path: str, rows: int) -> Contents:
     group = file.get("observations")
     keys = list(group) if isinstance(group, h5py.Group) else []
-    wanted = {f"observations/{key}": (rows, None, "") for key in keys}
-    wanted |= {name: (rows - 1, axes, dtype) for name, (axes, dtype) in COLUMNS.items()}
-    size, shapes, dtypes = os.path.getsize(path), {}, {}
+    expected = {f"observations/{key}": (rows, None, "") for key in keys}
+    expected |= {name: (rows - 1, axes, dtype) for name, (axes, dtype) in COLUMNS.items()}
+    size = os.path.getsize(path)
+    shapes = {}
+    dtypes = {}
     offsets: dict[str, int] | None = {}
-    for name, (length, axes, kind) in wanted.items():
+    for name, (length, axes, kind) in expected.items():
         dataset = file.get(name)
         if not keys or not isinstance(dataset, h5py.Dataset):
             raise DamagedEpisode(f"has no dataset {name if keys else 'observations/...'}, so it is no episode")
-        shape, dtype = shapes[name], dtypes[name] = dataset.shape, dataset.dtype
+        shape = dataset.shape
+        dtype = dataset.dtype
+        shapes[name] = shape
+        dtypes[name] = dtype
         if not shape or shape[0] != length or axes not in (None, len(shape)):
-            raise DamagedEpisode(f"{name} has shape {shape} but the file's name promises {length} rows")
+            raise DamagedEpisode(f"{name} has shape {shape} but the file's name says {length} rows")
         if dtype.kind not in "biuf" or kind not in ("", dtype.name):
-            raise DamagedEpisode(f"{name} has dtype {dtype} but {kind or 'a plain number'} is wanted")
+            raise DamagedEpisode(f"{name} has dtype {dtype} but must be {kind or 'a plain number'}")
         # Chunked and empty data have no offset.
         offset = dataset.id.get_offset() if dtype.isnative and hasattr(os, "preadv") else None
         end = (offset or 0) + dtype.itemsize * math.prod(shape)
@@ -285,9 +291,9 @@ def _plain(value: Any) -> Any:
 
 
 def with_file(path: str, offsets: dict[str, int] | None, use: Callable[[Reader], None]) -> None:
-    """Opens an episode file, lets `use` read from it, and closes it: nothing stays open between two windows.
+    """Opens an episode file, calls `use` to read from it, and closes it: no file stays open between two windows.
 
-    With offsets, rows are read by the operating system straight into the array that is asked for; otherwise by HDF5.
+    With offsets, the operating system reads rows straight into the caller's array; without, HDF5 reads them.
 
     Raises:
         DamagedEpisode: if the file is gone or ends too early.
@@ -324,5 +330,5 @@ def _read_hdf5(file: Any, name: str, first: int, array: np.ndarray) -> None:
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes as people read it."""
+    """Formats a number of bytes in MB, or in GB from 1 GB on."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

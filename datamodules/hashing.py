@@ -1,4 +1,4 @@
-"""Random numbers named by counters: the same on every machine and with every version of numpy."""
+"""Random numbers as functions of counters: the same on every machine and with every version of numpy."""
 
 from math import isqrt
 
@@ -12,8 +12,8 @@ def mix(*counters: int | np.ndarray) -> np.ndarray:
         counters: numbers or arrays of them, broadcast against each other.
 
     Returns:
-        uint64, at least one-dimensional. Written out here because numpy does not promise that its generators draw the
-        same numbers in its next version.
+        uint64, at least one-dimensional. Written out here because numpy's generators may draw other numbers in its next
+        version.
     """
     state = np.zeros(1, np.uint64)
     for counter in counters:
@@ -22,16 +22,17 @@ def mix(*counters: int | np.ndarray) -> np.ndarray:
 
 
 def uniform_below(limit: int | np.ndarray, *counters: int | np.ndarray) -> np.ndarray:
-    """Uniform whole numbers from 0 to limit - 1, named by the counters, int64."""
+    """Returns uniform whole numbers from 0 to limit - 1 as a function of the counters, int64."""
     uniform = (mix(*counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return (uniform * limit).astype(np.int64)
 
 
 def permuted(places: np.ndarray, total: int, *counters: int) -> np.ndarray:
-    """Where a random permutation of 0 .. total - 1, named by the counters, sends these places, int64.
+    """Maps places by a random permutation of 0 .. total - 1 that is a function of the counters, int64.
 
-    Computed place by place, so that an order of any length takes no memory: a Feistel network of four rounds on pairs
-    (left, right) in the smallest near-square table with `total` places; whoever lands beyond them is sent on.
+    Each place is computed by itself, so that an order of any length takes no memory: a Feistel network of four rounds
+    on pairs (left, right) in the smallest near-square table with at least `total` places. A result of `total` or more
+    goes through the network again.
 
     Source: Black and Rogaway 2002, Ciphers with arbitrary finite domains (generalised Feistel, cycle walking).
     """
@@ -42,8 +43,8 @@ def permuted(places: np.ndarray, total: int, *counters: int) -> np.ndarray:
     outside = np.ones(len(values), np.bool_)
     while outside.any():
         right, left = np.divmod(values[outside], sizes[0])
-        for turn, key in enumerate(keys):
-            size = sizes[turn % 2]
+        for number, key in enumerate(keys):
+            size = sizes[number % 2]
             left, right = right, (left + _scramble(right ^ key) % size) % size
         values[outside] = right * sizes[0] + left
         outside = values >= np.uint64(total)

@@ -1,4 +1,4 @@
-"""Which episodes a store's caps leave in view, how files are set aside instead of deleted, and when a disk fills."""
+"""Which episodes stay in a store: its caps, a folder for superseded ones, and a warning before the disk is full."""
 
 import os
 import shutil
@@ -12,20 +12,21 @@ from datamodules.files import EpisodeName, megabytes
 def within_caps(
     listing: Iterable[EpisodeName], sizes: dict[EpisodeName, int], cap_bytes: int | None, cap_decisions: int | None
 ) -> set[EpisodeName]:
-    """The newest episodes that the caps have room for, at least one.
+    """Returns the newest episodes that fit into the caps, at least one.
 
-    They are the last ones in the order of `EpisodeName.age`, so that an episode once out of view never comes back,
-    and what is in view does not depend on which of the others are still on disk.
+    They are the last ones in the order of `EpisodeName.arrival`. So an episode that has dropped out never returns, and
+    the result does not depend on which of the older files are still on disk.
 
     Args:
         listing: episodes.
         sizes: bytes of each; read only under a cap in bytes.
-        cap_bytes: most bytes, or None.
-        cap_decisions: most decisions, or None.
+        cap_bytes: most bytes, or None for no limit.
+        cap_decisions: most decisions, or None for no limit.
     """
     kept: set[EpisodeName] = set()
-    size = decisions = 0
-    for name in sorted(listing, key=lambda name: name.age, reverse=True):
+    size = 0
+    decisions = 0
+    for name in sorted(listing, key=lambda name: name.arrival, reverse=True):
         decisions += name.rows - 1
         size += 0 if cap_bytes is None else sizes[name]
         full = (cap_bytes is not None and size > cap_bytes) or (cap_decisions is not None and decisions > cap_decisions)
@@ -36,15 +37,16 @@ def within_caps(
 
 
 def set_aside(folder: str, names: Iterable[EpisodeName]) -> str | None:
-    """Moves episodes into a new folder `superseded-<time>` inside theirs, where no listing looks.
+    """Moves episodes into a new subfolder `superseded-<time>`, which no listing reads.
 
     Returns:
-        The new folder; None if there was nothing to move.
+        The new folder; None if there were no episodes to move.
     """
     names = list(names)
     if not names:
         return None
-    stem = target = f"{folder}/superseded-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = f"{folder}/superseded-{time.strftime('%Y%m%d-%H%M%S')}"
+    target = stem
     number = 1
     while os.path.exists(target):
         number += 1
@@ -56,7 +58,7 @@ def set_aside(folder: str, names: Iterable[EpisodeName]) -> str | None:
 
 
 def warn_of_full_disk(path: str, episode_bytes: int, growth: int, warned_below: float) -> float:
-    """Warns where fewer bytes are free than the store will grow by, and each time that half of the rest is gone.
+    """Warns when less is free than the store is expected to need, and again each time that half of the rest is gone.
 
     Args:
         path: the store's folder.
@@ -65,7 +67,7 @@ def warn_of_full_disk(path: str, episode_bytes: int, growth: int, warned_below: 
         warned_below: bytes that were free at the last warning; infinity before the first.
 
     Returns:
-        `warned_below` for the next time.
+        `warned_below` for the next call.
     """
     free = shutil.disk_usage(path).free
     if free >= growth or free >= warned_below / 2:

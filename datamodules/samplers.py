@@ -1,7 +1,7 @@
 """Which rows a batch is made of, as a pure function of (seed, batch count, lengths of the episodes).
 
-Nothing is remembered between two batches, so there is nothing to save and a resumed run reads what an uninterrupted one
-would have read. Of W processes with B windows each, process r takes windows r * B to (r + 1) * B of the global batch.
+A sampler has no state, so there is none to save, and a resumed run reads what an uninterrupted one would have read. Of
+W processes with B windows each, process r takes windows r * B to (r + 1) * B of the global batch.
 """
 
 from abc import ABC, abstractmethod
@@ -12,15 +12,15 @@ import numpy as np
 from datamodules.hashing import mix, permuted, uniform_below
 
 Piece = tuple[int, int, int]
-"""(episode, first row, rows): a run of rows of one episode, counted as in memory."""
+"""(episode, first row, rows): consecutive rows of one episode, counted as in memory."""
 
 
 class Window(NamedTuple):
     """The rows of one sequence of a batch.
 
     Args:
-        pieces: runs of rows, joined in this order.
-        is_start: the first row is flagged is_first though its episode may have begun earlier.
+        pieces: consecutive rows of one or more episodes, joined in this order.
+        is_start: flags the first row as is_first, also where its episode began earlier.
     """
 
     pieces: list[Piece]
@@ -32,7 +32,7 @@ class Sampler(ABC):
 
     Attributes:
         length: rows in a window.
-        min_rows: rows that an episode needs to be sampled at all.
+        min_rows: rows of the shortest episode that is sampled.
     """
 
     length: int
@@ -40,11 +40,11 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(self, lengths: np.ndarray, seed: int, batch: int, size: int) -> list[Window]:
-        """The windows of the global batch number `batch`.
+        """Returns the windows of the global batch number `batch`.
 
         Args:
             lengths: rows of each episode, int64 (episodes,).
-            seed: names the random stream, >= 0.
+            seed: of the random stream, >= 0.
             batch: batches trained before this one, >= 0.
             size: windows in the global batch.
 
@@ -53,10 +53,10 @@ class Sampler(ABC):
         """
 
     def usable(self, lengths: np.ndarray) -> np.ndarray:
-        """Positions of the episodes that can be sampled.
+        """Returns the positions of the episodes that can be sampled.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if every episode is too short.
         """
         positions = np.flatnonzero(lengths >= self.min_rows)
         if not len(positions):
@@ -69,10 +69,10 @@ class Sampler(ABC):
 
 
 class UniformWindows(Sampler):
-    """A uniform episode, then a uniform start in it, the last possible start included.
+    """Draws a uniform episode, then a uniform start in it, the last possible start included.
 
     Source: PlaNet, Dreamer V1 and V2, World Models. (Dreamer V1's code leaves the last start out, so that an episode's
-    final row is never seen; its paper does not ask for that.)
+    final row is never sampled; its paper does not say so.)
 
     Args:
         length: rows in a window.
@@ -81,25 +81,25 @@ class UniformWindows(Sampler):
     """
 
     def __init__(self, length: int, weight: str = "episode", flag_window_start: bool = False) -> None:
-        self.length = self.min_rows = _positive(length)
-        self.weight = _weight(weight)
+        self.length = self.min_rows = _check_length(length)
+        self.weight = _check_weight(weight)
         self.flag_window_start = flag_window_start
 
     def sample(self, lengths: np.ndarray, seed: int, batch: int, size: int) -> list[Window]:
         """See `Sampler.sample`."""
         positions = self.usable(lengths)
         starts = lengths[positions] - self.length + 1
-        chosen, start = _choose(starts, self.weight, seed, batch, size)
+        chosen, start = _draw_starts(starts, self.weight, seed, batch, size)
         return _windows(positions[chosen], start, self.length, self.flag_window_start)
 
 
 class EndWeightedWindows(Sampler):
-    """A uniform episode, then a uniform row in it as start, pulled back to the last start that fits.
+    """Draws a uniform episode, then a uniform row in it as start, moved back to the last start that fits.
 
-    So the last window of an episode is drawn `length` times as often as another, and with it the end that a continue
-    head has to learn from.
+    So the last window of an episode is drawn `length` times as often as another, and with it the terminal step that a
+    continue head learns from.
 
-    Source: Hafner et al. 2021 (Dreamer V2), replay; their code draws from one start more.
+    Source: Hafner et al. 2021 (Dreamer V2), replay; their code draws from one more start.
 
     Args:
         length: rows in a window.
@@ -108,25 +108,25 @@ class EndWeightedWindows(Sampler):
     """
 
     def __init__(self, length: int, weight: str = "episode", flag_window_start: bool = False) -> None:
-        self.length = self.min_rows = _positive(length)
-        self.weight = _weight(weight)
+        self.length = self.min_rows = _check_length(length)
+        self.weight = _check_weight(weight)
         self.flag_window_start = flag_window_start
 
     def sample(self, lengths: np.ndarray, seed: int, batch: int, size: int) -> list[Window]:
         """See `Sampler.sample`."""
         positions = self.usable(lengths)
         rows = lengths[positions]
-        chosen, start = _choose(rows, self.weight, seed, batch, size)
+        chosen, start = _draw_starts(rows, self.weight, seed, batch, size)
         return _windows(
             positions[chosen], np.minimum(start, rows[chosen] - self.length), self.length, self.flag_window_start
         )
 
 
 class ChainedWindows(Sampler):
-    """Windows that go on in another episode where one ends, for episodes shorter than a window.
+    """Draws windows that continue in another episode where one ends, for episodes shorter than a window.
 
-    A uniform row of a random episode begins the window; when its episode ends, a uniformly drawn other one follows from
-    its reset on, until the window is full. Each reset row carries is_first, which tells the dynamics to forget.
+    A uniform row of a random episode begins the window; where its episode ends, a uniformly drawn one follows from its
+    reset on, until the window is full. Each reset row carries is_first, which tells the dynamics to forget.
 
     Source: Ha and Schmidhuber 2018, whose Doom episodes are packed back to back (doomrnn/rnn_train.py).
 
@@ -139,14 +139,14 @@ class ChainedWindows(Sampler):
     min_rows = 1
 
     def __init__(self, length: int, weight: str = "episode", flag_window_start: bool = False) -> None:
-        self.length = _positive(length)
-        self.weight = _weight(weight)
+        self.length = _check_length(length)
+        self.weight = _check_weight(weight)
         self.flag_window_start = flag_window_start
 
     def sample(self, lengths: np.ndarray, seed: int, batch: int, size: int) -> list[Window]:
         """See `Sampler.sample`."""
         self.usable(lengths)
-        chosen, starts = _choose(lengths, self.weight, seed, batch, size)
+        chosen, starts = _draw_starts(lengths, self.weight, seed, batch, size)
         windows = []
         for row, (episode, start) in enumerate(zip(chosen.tolist(), starts.tolist(), strict=True)):
             pieces = [(episode, start, min(self.length, int(lengths[episode]) - start))]
@@ -160,14 +160,14 @@ class ChainedWindows(Sampler):
 
 
 class ConsecutiveWindows(Sampler):
-    """Windows in order, so that a model may carry its state from each batch into the next.
+    """Returns windows in order, so that a model can carry its state from each batch into the next.
 
     In each pass the episodes are shuffled, laid end to end and cut into as many equal streams as the batch has windows;
-    batch k of the pass holds the k-th window of every stream. Row j of a batch goes on where row j of the batch before
-    ended, and is_first marks every reset, and every row of a pass's first batch. What is left over at the end of a
-    stream (less than one window) is seen in another pass.
+    batch k of the pass holds the k-th window of every stream. Row j of a batch continues row j of the batch before, and
+    is_first marks every reset and the first row of every window in a pass's first batch. The rest of a stream, shorter
+    than a window, is read in another pass.
 
-    A pass belongs to one list of episodes: where a store grows, streams break off at the next epoch. So use it on a
+    Streams are cut from one list of episodes: in a store that grows, they break off at the next epoch. So use it on a
     store that is complete.
 
     Source: Ha and Schmidhuber 2018, whose M for Doom keeps its state over an epoch (doomrnn/rnn_train.py).
@@ -179,7 +179,7 @@ class ConsecutiveWindows(Sampler):
     min_rows = 1
 
     def __init__(self, length: int) -> None:
-        self.length = _positive(length)
+        self.length = _check_length(length)
 
     def sample(self, lengths: np.ndarray, seed: int, batch: int, size: int) -> list[Window]:
         """See `Sampler.sample`; also raises ValueError if the store is too small to give every stream one window."""
@@ -201,7 +201,8 @@ class ConsecutiveWindows(Sampler):
             place = int(np.searchsorted(ends, row_start, side="right"))
             pieces: list[Piece] = []
             while row_start < row_stop:
-                episode, end = int(order[place]), int(ends[place])
+                episode = int(order[place])
+                end = int(ends[place])
                 rows = min(row_stop, end) - row_start
                 pieces.append((episode, row_start - end + int(lengths[episode]), rows))
                 row_start += rows
@@ -211,10 +212,10 @@ class ConsecutiveWindows(Sampler):
 
 
 class ShuffledFrames(Sampler):
-    """Single rows, each once a pass, in an order that is a pure function of (seed, pass) and is never written down.
+    """Single rows, each once a pass, in an order that is a pure function of (seed, pass) and is never stored.
 
-    The order is a permutation computed place by place (a Feistel network on the row number), so it takes no memory
-    however many frames the store has.
+    Each place of the permutation is computed by itself (a Feistel network on the row number), so the order takes no
+    memory however many frames the store has.
     """
 
     length = min_rows = 1
@@ -227,15 +228,16 @@ class ShuffledFrames(Sampler):
         first = batch * size
         rows = np.empty(size, np.int64)
         for pass_number in range(first // total, (first + size - 1) // total + 1):
-            start, stop = max(first, pass_number * total), min(first + size, (pass_number + 1) * total)
+            start = max(first, pass_number * total)
+            stop = min(first + size, (pass_number + 1) * total)
             places = np.arange(start, stop) - pass_number * total
             rows[start - first : stop - first] = permuted(places, total, seed, pass_number)
         episodes = np.searchsorted(ends, rows, side="right")
         return _windows(episodes, rows - ends[episodes] + lengths[episodes], 1, False)
 
 
-def _choose(starts: np.ndarray, weight: str, seed: int, batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(episode, start) for each window, where `starts` counts the starts that each episode allows."""
+def _draw_starts(starts: np.ndarray, weight: str, seed: int, batch: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws (episode, start) for each window; `starts` is the number of possible starts in each episode."""
     rows = np.arange(size)
     if weight == "step":
         ends = np.cumsum(starts)
@@ -243,7 +245,7 @@ def _choose(starts: np.ndarray, weight: str, seed: int, batch: int, size: int) -
         chosen = np.searchsorted(ends, place, side="right")
         return chosen, place - ends[chosen] + starts[chosen]
     chosen = uniform_below(len(starts), seed, batch, rows, 0)
-    # A second word of the same row, so that each row depends on its own number alone and not on the batch's size.
+    # A second number of the same row: a window depends on its own row alone and not on the batch's size.
     return chosen, uniform_below(starts[chosen], seed, batch, rows, 1)
 
 
@@ -254,13 +256,13 @@ def _windows(episodes: np.ndarray, starts: np.ndarray, length: int, is_start: bo
     ]
 
 
-def _positive(length: int) -> int:
+def _check_length(length: int) -> int:
     if length < 1:
-        raise ValueError(f"a window of {length} rows was asked for: give a length of at least 1")
+        raise ValueError(f"length is {length} but must be at least 1: give the rows of a window")
     return length
 
 
-def _weight(weight: str) -> str:
+def _check_weight(weight: str) -> str:
     if weight not in ("episode", "step"):
-        raise ValueError(f"weight is {weight!r} but 'episode' or 'step' is wanted")
+        raise ValueError(f"weight is {weight!r} but must be 'episode' or 'step': choose one")
     return weight

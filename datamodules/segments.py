@@ -1,4 +1,4 @@
-"""Long episodes that were written in parts are read as one: `SegmentedEpisodes`."""
+"""Long episodes that were written in parts, read as one: `SegmentedEpisodes`."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from datamodules.files import EpisodeName
 
 
 class FileRows(NamedTuple):
-    """EpisodeBuffer start, start + 1, ... of one file, `rows` of them, counted as in memory."""
+    """Rows start, start + 1, ... of one file, `rows` of them, counted as in memory."""
 
     name: EpisodeName
     start: int
@@ -17,48 +17,52 @@ class FileRows(NamedTuple):
 
 
 class SegmentedEpisodes:
-    """The episodes of a listing as samplers count them: files that are parts of one, each following the last, are one.
+    """The episodes of a listing as samplers count them: files that are consecutive parts of an episode count as one.
 
         row of the episode    0    1    2    3    4    5    6
         part 0, 4 rows        0    1    2    3
-        part 1, 4 rows                  (0)  1    2    3          its row 0 is what part 0 ended with, and is not read
+        part 1, 4 rows                  (0)  1    2    3        row 0 repeats the observation of row 3 above
 
-    So every decision is there once, and windows run on where a file ends. Where a part is missing in between (it was
-    damaged, or left under a cap), what follows is an episode of its own that begins in the middle, with the gap's last
-    observation left out, for its action and its reward went with the part that is gone.
+    So every decision is there once, and windows continue where a file ends. Where a part is missing in between (it was
+    damaged, or removed by a cap), the parts after it form an episode that begins in the middle. Its first row is row 1
+    of its first file: row 0 lacks the action and the reward, which were in the missing part.
 
     Args:
         names: files, the parts of an episode in order, as in `EpisodeStore.listing`.
     """
 
     def __init__(self, names: Iterable[EpisodeName]) -> None:
-        self.names = names = list(names)
-        # Most have no part: what is quick for them is quick.
-        self._begins = [k for k, name in enumerate(names) if not (name.part and k and name.follows(names[k - 1]))]
-        self._own = [name.rows - (name.part > 0) for name in names]
-        own = np.array(self._own, np.int64)
-        self.lengths = np.add.reduceat(own, self._begins) if names else own
+        names = list(names)
+        self.names = names
+        # `name.part` is tested first because it is quick, and 0 for nearly all files.
+        self._first_files = [k for k, name in enumerate(names) if not (name.part and k and name.follows(names[k - 1]))]
+        self._rows_read = [name.rows - (name.part > 0) for name in names]
+        rows = np.array(self._rows_read, np.int64)
+        self.lengths = np.add.reduceat(rows, self._first_files) if names else rows
 
     @classmethod
     def of(cls, episodes: "SegmentedEpisodes | Iterable[EpisodeName]") -> "SegmentedEpisodes":
-        """The same, if it is one already: joining costs a look at every name."""
+        """Returns the argument itself if it is one already, since building one reads every name."""
         return episodes if isinstance(episodes, SegmentedEpisodes) else cls(episodes)
 
     def __len__(self) -> int:
-        return len(self._begins)
+        return len(self._first_files)
 
     def parts(self, episode: int) -> list[EpisodeName]:
-        """The files of an episode, in order."""
-        ends = [*self._begins[1:], len(self.names)]
-        return self.names[self._begins[episode] : ends[episode]]
+        """Returns the files of an episode, in order."""
+        ends = [*self._first_files[1:], len(self.names)]
+        return self.names[self._first_files[episode] : ends[episode]]
 
     def files(self, episode: int, start: int, rows: int) -> Iterator[FileRows]:
-        """Where `rows` rows of an episode lie, from its row `start` on, in order."""
-        position = self._begins[episode]
+        """Yields the pieces of files that hold `rows` rows of an episode from its row `start` on, in order."""
+        position = self._first_files[episode]
         while rows:
-            name, own = self.names[position], self._own[position]
-            if start < own:
-                taken = min(rows, own - start)
-                yield FileRows(name, start + name.rows - own, taken)
-                start, rows = start + taken, rows - taken
-            start, position = start - own, position + 1
+            name = self.names[position]
+            rows_read = self._rows_read[position]
+            if start < rows_read:
+                count = min(rows, rows_read - start)
+                yield FileRows(name, start + name.rows - rows_read, count)
+                start += count
+                rows -= count
+            start -= rows_read
+            position += 1

@@ -1,7 +1,7 @@
-"""A folder of episodes that only ever gains and loses whole files: `EpisodeStore`.
+"""A folder of episodes, to which whole files are added and from which whole files are removed: `EpisodeStore`.
 
-Any number of processes may append (each under its own rank or its own indices) while any number read. A listing of the
-folder is the index; `refresh` takes a new one.
+Any number of processes may append (each under its own rank or its own indices) while any number read. The listing of
+the folder is the index; `refresh` reads it again.
 """
 
 import bisect
@@ -13,14 +13,14 @@ from contextlib import suppress
 import numpy as np
 
 from datamodules.buffers import EpisodeBuffer
-from datamodules.checks import check_episode, difference, verify
+from datamodules.checks import check_episode, describe_difference, verify
 from datamodules.episode import Episode, Spec
 from datamodules.files import Contents, DamagedEpisode, EpisodeName, Reader, encode, inspect, with_file, write_episode
 from datamodules.retention import warn_of_full_disk, within_caps
 
 
 def to_disk(episode: Episode) -> dict[str, np.ndarray]:
-    """From the alignment of `Episode` to that of the file; with `from_disk` the only place that shifts.
+    """Shifts an episode from the alignment in memory to that of the file; only `from_disk` shifts back.
 
         index in memory      0     1     2     3
         observations         o0    o1    o2    o3        index as in memory
@@ -30,16 +30,16 @@ def to_disk(episode: Episode) -> dict[str, np.ndarray]:
         truncations          .     0     0     0         1 at the end of an episode that is cut but not terminal
 
     Raises:
-        ValueError: if row 0 is not a plain reset, or another row claims to be one: the file could not give it back.
+        ValueError: if row 0 is not a plain reset or another row is flagged as one, which the file cannot represent.
     """
-    first = episode.is_first
-    if len(episode) < 2 or not first[0] or first[1:].any():
+    is_first = episode.is_first
+    if len(episode) < 2 or not is_first[0] or is_first[1:].any():
         raise ValueError(
-            f"this is not one whole episode ({len(episode)} rows, is_first at {np.flatnonzero(first).tolist()}): "
+            f"this is not one whole episode ({len(episode)} rows, is_first at {np.flatnonzero(is_first).tolist()}): "
             "append episodes of at least one step, each begun by one reset in row 0"
         )
     if episode.action[0].any() or episode.reward[0] or episode.is_terminal[0]:
-        raise ValueError("row 0 has an action, a reward or an end, but nothing led to it: make its dummies zero")
+        raise ValueError("row 0 has an action, a reward or a terminal flag but is the reset: make them zero")
     truncations = np.zeros(episode.num_steps, np.bool_)
     truncations[-1] = not episode.is_terminal[-1]
     return {f"observations/{key}": value for key, value in episode.observation.items()} | {
@@ -51,11 +51,11 @@ def to_disk(episode: Episode) -> dict[str, np.ndarray]:
 
 
 def from_disk(read: Reader, start: int, into: EpisodeBuffer) -> None:
-    """Fills `into` with rows start, start + 1, ... of a file: the way back from `to_disk`, drawn there.
+    """Fills `into` with rows start, start + 1, ... of a file; the inverse of `to_disk`, where it is drawn.
 
     Args:
         read: fills an array from a dataset of the file, see `datamodules.files.with_file`.
-        start: first row wanted, counted as in memory.
+        start: first row, counted as in memory.
         into: arrays with one leading axis, contiguous.
     """
     for key, array in into.observation.items():
@@ -81,11 +81,11 @@ class EpisodeStore:
 
     Args:
         path: the folder; made by the first `append`.
-        cap_bytes: when the files take more bytes than this, the oldest episodes leave (never the newest): they are out
-            of `in_view` at once, and whoever appends deletes them.
+        cap_bytes: when the files take more bytes than this, the oldest episodes are removed, never the newest one: they
+            leave `in_view` at once, and the next `append` deletes their files.
         compression: None for raw frames, which are fastest to read; "gzip" for archives about ten times smaller, to be
             read with DataLoader workers.
-        cap_decisions: the same as cap_bytes in decisions (steps).
+        cap_decisions: as cap_bytes, in decisions (steps).
 
     Raises:
         ValueError: for a cap below 1 or an unknown compression.
@@ -104,16 +104,18 @@ class EpisodeStore:
         if compression not in (None, "gzip"):
             raise ValueError(f"compression is {compression!r} but only null (raw) and 'gzip' are known")
         self.path = os.fspath(path)
-        self.cap_bytes, self.cap_decisions, self.compression = cap_bytes, cap_decisions, compression
+        self.cap_bytes = cap_bytes
+        self.cap_decisions = cap_decisions
+        self.compression = compression
         self._contents: dict[EpisodeName, Contents] = {}
-        self._bad: dict[EpisodeName, str] = {}
+        self._damaged: dict[EpisodeName, str] = {}
         self._sizes: dict[EpisodeName, int] = {}
         self._spec: Spec | None = None
         self._warned_below = float("inf")
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes a new listing of the folder: episodes that others have finished appear, removed ones vanish."""
+        """Lists the folder again: episodes that other processes have finished appear, deleted ones vanish."""
         try:
             parsed = map(EpisodeName.parse, os.listdir(self.path))
         except FileNotFoundError:
@@ -124,10 +126,10 @@ class EpisodeStore:
 
     def _set_listing(self, listing: list[EpisodeName]) -> None:
         self._listing = listing
-        self._taken = {name.place for name in listing}
+        self._places = {name.place for name in listing}
         self._lengths: np.ndarray | None = None
         present = set(listing)
-        for cache in (self._contents, self._bad, self._sizes):
+        for cache in (self._contents, self._damaged, self._sizes):
             for name in cache.keys() - present:
                 del cache[name]
 
@@ -136,7 +138,7 @@ class EpisodeStore:
 
     @property
     def listing(self) -> list[EpisodeName]:
-        """The numbers in every file's name, ordered by `place`; a position in it is what `read` wants."""
+        """The numbers in every file's name, sorted by `place`; `read` takes a position in this list."""
         return list(self._listing)
 
     @property
@@ -146,12 +148,12 @@ class EpisodeStore:
 
     @property
     def indices(self) -> np.ndarray:
-        """The episode index in each name."""
+        """The episode index of each file."""
         return np.array([name.index for name in self._listing], np.int64)
 
     @property
     def lengths(self) -> np.ndarray:
-        """EpisodeBuffer of each episode: steps + 1."""
+        """Rows of each file: steps + 1."""
         if self._lengths is None:
             self._lengths = np.array([name.rows for name in self._listing], np.int64)
         return self._lengths
@@ -164,9 +166,9 @@ class EpisodeStore:
     @property
     def num_bytes(self) -> int:
         """Bytes that the episodes take on disk."""
-        return sum(self._measured().values())
+        return sum(self._file_sizes().values())
 
-    def _measured(self) -> dict[EpisodeName, int]:
+    def _file_sizes(self) -> dict[EpisodeName, int]:
         for name in self._listing:
             if name not in self._sizes:
                 self._sizes[name] = 0
@@ -176,19 +178,19 @@ class EpisodeStore:
 
     @property
     def damaged(self) -> int:
-        """Episodes of the listing found unreadable so far."""
-        return len(self._bad)
+        """Number of files in the listing found to be damaged so far."""
+        return len(self._damaged)
 
     @property
     def spec(self) -> Spec:
-        """What the first readable episode looks like; every other must look the same.
+        """The spec of the first readable episode, which every other episode shares.
 
-        `discrete` is what the metadata of that episode says under this name, and False where it says nothing.
+        `discrete` is taken from the metadata of that episode; it is False if missing there.
 
         Raises:
             ValueError: if the store holds no readable episode.
         """
-        if self._known_spec() is None:
+        if self._find_spec() is None:
             found = f"{len(self)} episodes, none of them readable" if len(self) else "no episodes"
             raise ValueError(
                 f"{self.path} holds {found}: collect some first (wmlightning collect), or correct the path"
@@ -196,7 +198,7 @@ class EpisodeStore:
         assert self._spec is not None
         return self._spec
 
-    def _known_spec(self) -> Spec | None:
+    def _find_spec(self) -> Spec | None:
         for name in self._listing if self._spec is None else ():
             with suppress(DamagedEpisode):
                 self._spec = self._inspect(name).spec
@@ -204,40 +206,40 @@ class EpisodeStore:
         return self._spec
 
     def contents(self, name: EpisodeName) -> Contents:
-        """Spec, offsets and metadata of an episode; the file is looked into once only.
+        """Returns spec, offsets and metadata of an episode; the file is inspected only once.
 
         Raises:
-            DamagedEpisode: if it cannot be read; the first time also as a warning that counts such episodes.
+            DamagedEpisode: if it cannot be read; the first time with a warning that counts such episodes.
         """
         contents = self._contents.get(name)
         if contents is None:
-            spec = self._known_spec()
+            spec = self._find_spec()
             contents = self._inspect(name)
-            if spec is not None and difference(contents.spec, spec):
-                raise self._skip(name, f"{name}: {difference(contents.spec, spec)}")
+            if spec is not None and describe_difference(contents.spec, spec):
+                raise self._mark_damaged(name, f"{name}: {describe_difference(contents.spec, spec)}")
             self._contents[name] = contents
         return contents
 
     def readable(self, name: EpisodeName) -> bool:
-        """Whether an episode has not been found damaged, looking into its file if nobody has."""
+        """Returns whether an episode is not known to be damaged, inspecting its file if that was not done before."""
         with suppress(DamagedEpisode):
             self.contents(name)
-        return name not in self._bad
+        return name not in self._damaged
 
     def _inspect(self, name: EpisodeName) -> Contents:
-        if name in self._bad:
-            raise DamagedEpisode(self._bad[name])
+        if name in self._damaged:
+            raise DamagedEpisode(self._damaged[name])
         try:
             return inspect(f"{self.path}/{name}", name.rows)
         except DamagedEpisode as error:
-            raise self._skip(name, str(error)) from None
+            raise self._mark_damaged(name, str(error)) from None
 
-    def _skip(self, name: EpisodeName, reason: str) -> DamagedEpisode:
-        if name not in self._bad:
-            self._bad[name] = reason
+    def _mark_damaged(self, name: EpisodeName, reason: str) -> DamagedEpisode:
+        if name not in self._damaged:
+            self._damaged[name] = reason
             warnings.warn(
-                f"{len(self._bad)} of {len(self)} episodes in {self.path} cannot be read and are skipped; the latest "
-                f"is {reason}; `wmlightning data verify {self.path}` names them all",
+                f"{len(self._damaged)} of {len(self)} episodes in {self.path} cannot be read and are skipped; the "
+                f"latest is {reason}; `wmlightning data verify {self.path}` names them all",
                 stacklevel=4,
             )
         return DamagedEpisode(reason)
@@ -248,7 +250,7 @@ class EpisodeStore:
         Args:
             index: position in the listing.
             start: first row, counted as in memory (row 0 is the reset).
-            rows: how many; None for all from `start` on.
+            rows: number of rows; None for all from `start` on.
 
         Raises:
             DamagedEpisode: if the file cannot be read.
@@ -257,29 +259,32 @@ class EpisodeStore:
         name = self._listing[index]
         rows = name.rows - start if rows is None else rows
         if start < 0 or rows < 1 or start + rows > name.rows:
-            raise IndexError(f"rows {start} to {start + rows} of {name} are wanted but it has {name.rows}")
+            raise IndexError(
+                f"rows {start} to {start + rows} of {name} were asked for but it has {name.rows}: ask for fewer"
+            )
         contents = self.contents(name)
         into = EpisodeBuffer.empty(contents.spec, (rows,))
         self.read_into(name, start, into)
         return Episode(*into, metadata=dict(contents.metadata))
 
     def read_into(self, name: EpisodeName, start: int, into: EpisodeBuffer) -> None:
-        """Reads as many rows as `into` has, from `start` on, into its memory. Raises DamagedEpisode as `read` does."""
+        """Fills `into` with rows of a file from `start` on. Raises DamagedEpisode as `read` does."""
         contents = self.contents(name)
         try:
             with_file(contents.path, contents.offsets, lambda read: from_disk(read, start, into))
         except DamagedEpisode as error:
-            raise self._skip(name, str(error)) from None
+            raise self._mark_damaged(name, str(error)) from None
 
     def append(self, episode: Episode, index: int | None = None, rank: int = 0, birth: int = 0, part: int = 0) -> str:
-        """Writes a finished episode and returns its file's name. When it returns, the episode survives a power cut.
+        """Writes a finished episode and returns its file's name; from then on the episode survives a power failure.
 
         Args:
-            episode: one whole episode; its shapes and dtypes must be those already in the store.
+            episode: one whole episode, with the shapes and dtypes of those already in the store.
             index: its number; None takes the next free one.
             rank: the process that recorded it.
             birth: the batch count from which on it may be trained on.
-            part: its place, if it is a part of an episode; then row 0 holds what the part before ended with.
+            part: its number, from 1 on, if it continues an episode that is written in parts; its row 0 then holds the
+                last observation of the part before.
 
         Raises:
             ValueError: if the episode does not fit the store, or its number is taken.
@@ -289,14 +294,16 @@ class EpisodeStore:
             self.refresh()
             index = 1 + max((name.index for name in self._listing), default=-1)
         name = EpisodeName(index, rank, birth, len(episode), part)
-        if name.place in self._taken:
+        if name.place in self._places:
             which = f"part {part} of episode {index}" if part else f"episode {index}"
-            raise ValueError(f"{which} of rank {rank} is in {self.path} already: files never change; renumber")
-        check_episode(episode, self._known_spec())
+            raise ValueError(
+                f"{which} of rank {rank} is in {self.path} already, and files never change: give another index"
+            )
+        check_episode(episode, self._find_spec())
         content = encode(to_disk(episode), episode.metadata, self.compression)
         write_episode(self.path, str(name), content)
         bisect.insort(self._listing, name, key=lambda name: name.place)
-        self._taken.add(name.place)
+        self._places.add(name.place)
         self._lengths = None
         self._sizes[name] = len(content)
         self._spec = self._spec or episode.spec
@@ -306,31 +313,31 @@ class EpisodeStore:
         return str(name)
 
     def verify(self) -> list[str]:
-        """Looks into every file of the folder and deletes nothing; see `datamodules.checks.verify`."""
+        """Reads every file of the folder and deletes none; see `datamodules.checks.verify`."""
         return verify(self.path)
 
     def in_view(self) -> list[EpisodeName]:
-        """The episodes of the listing that the caps have room for, the newest ones; see `within_caps`."""
+        """Returns the newest episodes of the listing, as many as fit into the caps; see `within_caps`."""
         if self.cap_bytes is None and self.cap_decisions is None:
             return self.listing
-        kept = within_caps(self._listing, self._measured(), self.cap_bytes, self.cap_decisions)
+        kept = within_caps(self._listing, self._file_sizes(), self.cap_bytes, self.cap_decisions)
         return [name for name in self._listing if name in kept]
 
     def prune(self, spared: Container[EpisodeName] = ()) -> list[EpisodeName]:
-        """Deletes the episodes that the caps have no room for, but for the `spared`.
+        """Deletes the episodes that do not fit into the caps, except for the `spared` ones.
 
         Returns:
-            The spared ones that it would have deleted.
+            The spared episodes that do not fit.
         """
         self.refresh()
         kept = set(self.in_view())
-        over = [name for name in self._listing if name not in kept]
-        for name in over:
+        beyond_caps = [name for name in self._listing if name not in kept]
+        for name in beyond_caps:
             if name not in spared:
-                with suppress(FileNotFoundError):  # another rank may have been faster
+                with suppress(FileNotFoundError):  # another rank may have deleted it already
                     os.unlink(f"{self.path}/{name}")
         self._set_listing([name for name in self._listing if name in kept or name in spared])
-        return [name for name in over if name in spared]
+        return [name for name in beyond_caps if name in spared]
 
     def _warn_of_full_disk(self, episode_bytes: int) -> None:
         growth = 100 * episode_bytes

@@ -1,4 +1,4 @@
-"""Promises of recipes: a part comes back from plain JSON as it was, and nothing else can be built from one."""
+"""Recipes: a part is rebuilt from plain JSON as it was, and only recorded parts can be built."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The three promises on which world models, controllers and tools meet."""
+"""The three interfaces between world models, controllers and tools: `Policy`, `LatentModel` and `Agent`."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -6,26 +6,30 @@ import numpy as np
 from torch import Tensor
 
 Carry = dict[str, Tensor]
-"""What a policy remembers between two calls: tensors whose first axis is the environment row."""
+"""The memory of a policy between two calls: tensors whose first axis is the environment row."""
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """How one acts. State is passed in and out, never hidden, so rows can be reset, copied and moved alone."""
+    """Chooses actions from observations, in n environments at once.
+
+    Its memory, the carry, is passed in and returned and never kept inside, so that each row can be reset, copied and
+    moved by itself.
+    """
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
-        """A fresh memory of n rows. A row's noise depends on its seed and its own step count alone."""
+        """Returns a fresh memory of n rows. The noise of a row depends only on its seed and its own step count."""
         ...
 
     def __call__(
         self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
     ) -> tuple[np.ndarray, Carry]:
-        """Acts once in n environments.
+        """Chooses one action in each of n environments.
 
         Args:
             observation: `{"image": uint8 (n, H, W, C)}`.
-            is_first: bool (n,); a true row forgets all but its seed and step.
-            carry: what `initial` or the last call returned.
+            is_first: bool (n,); where true, the row's memory is reset, except for its seed and step.
+            carry: the memory that `initial` or the last call returned.
 
         Returns:
             Actions float32 (n, A) in [-1, 1] or one-hot, and the carry for the next call.
@@ -35,31 +39,31 @@ class Policy(Protocol):
 
 @runtime_checkable
 class LatentModel(Protocol):
-    """A world one can dream in, whatever it is made of."""
+    """A world model in which a controller can plan and dream."""
 
     dynamics: Any
 
     def encode(self, image: Tensor) -> Tensor:
-        """uint8 images (..., H, W, C) to embeds (..., E)."""
+        """Encodes uint8 images (..., H, W, C) as embeds (..., E)."""
         ...
 
     def decode(self, features: Tensor) -> Tensor:
-        """Features (..., F) to the mean image, float in [0, 1], (..., H, W, C)."""
+        """Decodes features (..., F) to the mean image, float in [0, 1], (..., H, W, C)."""
         ...
 
     def reward(self, features: Tensor) -> Any:
-        """A distribution over the reward for arriving at these features; its `mean` is (...)."""
+        """Returns the distribution of the reward for arriving at these features; its `mean` is (...)."""
         ...
 
     def cont(self, features: Tensor) -> Any:
-        """A distribution over going on; its `mean` is the probability, (...)."""
+        """Returns the distribution of cont, whether the episode goes on; its `mean` is the probability, (...)."""
         ...
 
 
 @runtime_checkable
 class Agent(Protocol):
-    """Anything that can be evaluated."""
+    """A trained model that has a policy, and so can collect and be evaluated."""
 
     def policy(self, explore: bool) -> Policy:
-        """The agent's way to act, with or without exploration noise."""
+        """Returns the agent's policy, with or without exploration noise."""
         ...

@@ -277,7 +277,7 @@ def test_a_damaged_file_held_out_is_warned_of_in_a_clean_line_and_training_goes_
     code = f"import sys; from wmlightning.__main__ import main; sys.exit(main(['fit', '-c', {str(config)!r}, "
     done = python(code + f"'--data.path={tmp_path}/hurt', '--data.validation_fraction=0.1']))")
     assert done.returncode == 0, done.stderr
-    assert "wmlightning: warning: what is held out is not measured: 1 of 1 episodes" in done.stderr
+    assert "wmlightning: warning: the held-out episodes are not measured: 1 of 1 episodes" in done.stderr
     assert all(line.startswith("wmlightning: warning: ") for line in done.stderr.strip().splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Tiny episodes whose every row tells which episode and which row it is."""
+"""Tiny episodes whose rows hold the numbers of their episode and row."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
 
 
-def tell_tale(index: int, rows: int, terminal: bool = False, **metadata: bool | int | float | str) -> Episode:
+def numbered_episode(index: int, rows: int, terminal: bool = False, **metadata: bool | int | float | str) -> Episode:
     """An episode with `where` = (index, row) as observation, and rewards, actions that follow from them."""
     row = np.arange(rows)
     where = np.stack([np.full(rows, index), row], 1).astype(np.float32)
@@ -22,17 +22,17 @@ def tell_tale(index: int, rows: int, terminal: bool = False, **metadata: bool | 
 
 @pytest.fixture(scope="session")
 def episode() -> Callable[..., Episode]:
-    return tell_tale
+    return numbered_episode
 
 
 @pytest.fixture(scope="session")
 def store_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., EpisodeStore]:
-    """Makes a store of tell-tale episodes with the given numbers of rows."""
+    """Makes a store of numbered episodes with the given numbers of rows."""
 
     def make(lengths: list[int], **options: object) -> EpisodeStore:
         store = EpisodeStore(tmp_path_factory.mktemp("store"), **options)  # type: ignore[arg-type]
         for index, rows in enumerate(lengths):
-            store.append(tell_tale(index, rows, terminal=index % 2 == 0), index)
+            store.append(numbered_episode(index, rows, terminal=index % 2 == 0), index)
         return store
 
     return make

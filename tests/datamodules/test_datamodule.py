@@ -14,13 +14,14 @@ from datamodules.store import EpisodeStore
 LENGTHS = [20, 15, 30, 25, 18, 40, 22, 19, 27, 33, 21, 16]
 
 
-class Witness(lightning.LightningModule):
-    """Remembers what it was shown."""
+class Recorder(lightning.LightningModule):
+    """Records every batch that the Trainer gives it."""
 
     def __init__(self, fail_at=None):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen, self.validated, self.tested, self.predicted, self.fail_at = [], [], [], [], fail_at
+        self.seen, self.validated, self.tested, self.predicted = [], [], [], []
+        self.fail_at = fail_at
 
     def training_step(self, batch, batch_idx):
         if len(self.seen) == self.fail_at:
@@ -41,7 +42,7 @@ class Witness(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Unvalidated(Witness):
+class Unvalidated(Recorder):
     validation_step = None  # type: ignore[assignment]
 
 
@@ -76,13 +77,13 @@ def path(store_of):
 
 
 def test_an_epoch_has_as_many_batches_as_asked_for_and_the_next_goes_on(path, tmp_path):
-    witness = Unvalidated()
-    trainer(tmp_path).fit(witness, datamodule=data(path))
+    recorder = Unvalidated()
+    trainer(tmp_path).fit(recorder, datamodule=data(path))
     store = EpisodeStore(path)
     module = data(path)
     train = module.episodes(validation=False)
-    assert len(witness.seen) == 12
-    assert witness.seen == [where(module.dataset.draw(store, train, 0, b, 3)) for b in range(12)]
+    assert len(recorder.seen) == 12
+    assert recorder.seen == [where(module.dataset.draw(store, train, 0, b, 3)) for b in range(12)]
 
 
 CUTS = {
@@ -93,7 +94,7 @@ CUTS = {
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("kind", [Unvalidated, Witness])
+@pytest.mark.parametrize("kind", [Unvalidated, Recorder])
 @pytest.mark.parametrize("dataset", [WindowDataset(UniformWindows(5)), WindowDataset(ConsecutiveWindows(4))])
 def test_a_resumed_run_reads_what_an_uninterrupted_one_reads(path, tmp_path, cut, kind, dataset):
     batches, when = CUTS[cut]
@@ -120,9 +121,9 @@ def test_a_run_that_died_goes_on_with_the_batch_it_died_in(path, tmp_path):
 def test_reading_processes_give_the_same_batches(path, tmp_path):
     seen = []
     for workers in (0, 2):
-        witness = Unvalidated()
-        trainer(tmp_path, max_epochs=2).fit(witness, datamodule=data(path, num_workers=workers))
-        seen.append(witness.seen)
+        recorder = Unvalidated()
+        trainer(tmp_path, max_epochs=2).fit(recorder, datamodule=data(path, num_workers=workers))
+        seen.append(recorder.seen)
     assert len(seen[0]) == 8
     assert seen[0] == seen[1]
 
@@ -178,27 +179,27 @@ def test_a_store_filled_after_the_loader_was_made_is_seen_in_the_first_epoch(tmp
             for index in range(4):
                 self.trainer.datamodule.store.append(episode(index, 20), index)
 
-    witness = Prefilling()
-    trainer(tmp_path, max_epochs=1).fit(witness, datamodule=data(tmp_path / "store"))
-    assert len(witness.seen) == 4
+    recorder = Prefilling()
+    trainer(tmp_path, max_epochs=1).fit(recorder, datamodule=data(tmp_path / "store"))
+    assert len(recorder.seen) == 4
 
 
 def test_validation_and_test_show_the_same_held_out_windows_every_time(path, tmp_path):
-    witness, module = Witness(), data(path)
+    recorder, module = Recorder(), data(path)
     fitting = trainer(tmp_path)
-    fitting.fit(witness, datamodule=module)
+    fitting.fit(recorder, datamodule=module)
     kept = {name.index for name in module.episodes(validation=True)}
-    assert len(witness.validated) == 3 * 2
-    assert witness.validated[:2] == witness.validated[2:4] == witness.validated[4:]
-    trained = {row[0] for batch in witness.seen for window in batch for row in window}
-    validated = {row[0] for batch in witness.validated for window in batch for row in window}
+    assert len(recorder.validated) == 3 * 2
+    assert recorder.validated[:2] == recorder.validated[2:4] == recorder.validated[4:]
+    trained = {row[0] for batch in recorder.seen for window in batch for row in window}
+    validated = {row[0] for batch in recorder.validated for window in batch for row in window}
     assert validated <= kept
     assert not trained & kept
     batches = sum(LENGTHS[index] for index in kept) // (3 * 5)
     for _ in range(2):
-        trainer(tmp_path).test(witness, datamodule=data(path), verbose=False)
-    assert len(witness.tested) == 2 * batches
-    assert witness.tested[:batches] == witness.tested[batches:]
+        trainer(tmp_path).test(recorder, datamodule=data(path), verbose=False)
+    assert len(recorder.tested) == 2 * batches
+    assert recorder.tested[:batches] == recorder.tested[batches:]
 
 
 def test_testing_frames_shows_held_out_frames_at_most_once(path):
@@ -210,23 +211,23 @@ def test_testing_frames_shows_held_out_frames_at_most_once(path):
 
 
 def test_prediction_goes_through_every_whole_episode(path, tmp_path):
-    witness = Witness()
-    trainer(tmp_path).predict(witness, datamodule=data(path), return_predictions=False)
-    assert witness.predicted == list(enumerate(LENGTHS))
+    recorder = Recorder()
+    trainer(tmp_path).predict(recorder, datamodule=data(path), return_predictions=False)
+    assert recorder.predicted == list(enumerate(LENGTHS))
 
 
 def test_a_prediction_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no episodes: collect some"):
-        trainer(tmp_path).predict(Witness(), datamodule=data(tmp_path / "nowhere"), return_predictions=False)
+        trainer(tmp_path).predict(Recorder(), datamodule=data(tmp_path / "nowhere"), return_predictions=False)
 
 
 def test_prediction_passes_over_a_damaged_episode(store_of, tmp_path):
     store = store_of([10, 12, 14])
     os.truncate(f"{store.path}/{store.names[1]}", 0)
-    witness = Witness()
+    recorder = Recorder()
     with pytest.warns(UserWarning, match="1 of 3 episodes"):
-        trainer(tmp_path).predict(witness, datamodule=data(store.path), return_predictions=False)
-    assert witness.predicted == [(0, 10), (2, 14)]
+        trainer(tmp_path).predict(recorder, datamodule=data(store.path), return_predictions=False)
+    assert recorder.predicted == [(0, 10), (2, 14)]
 
 
 def test_episodes_shorter_than_a_window_are_counted_in_a_warning(store_of):
@@ -237,10 +238,10 @@ def test_episodes_shorter_than_a_window_are_counted_in_a_warning(store_of):
 
 
 def test_without_held_out_episodes_nothing_is_validated(path, tmp_path):
-    witness = Witness()
-    trainer(tmp_path, max_epochs=1).fit(witness, datamodule=data(path, validation_fraction=0.0))
-    assert len(witness.seen) == 4
-    assert witness.validated == []
+    recorder = Recorder()
+    trainer(tmp_path, max_epochs=1).fit(recorder, datamodule=data(path, validation_fraction=0.0))
+    assert len(recorder.seen) == 4
+    assert recorder.validated == []
 
 
 def test_the_spec_is_what_the_files_hold(path, tmp_path):

@@ -131,7 +131,7 @@ def test_one_whole_file_is_enough_however_windows_are_chosen(store_of, sampler):
     assert (batch.observation["where"][..., 0] == 0).all()
 
 
-def test_memory_is_used_again_only_when_nobody_holds_it(tmp_path):
+def test_memory_is_used_again_only_when_it_is_no_longer_referenced(tmp_path):
     store = EpisodeStore(tmp_path)
     image = np.random.default_rng(0).integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
     flat = np.zeros(200, np.float32)

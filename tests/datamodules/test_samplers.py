@@ -163,7 +163,7 @@ def test_streams_longer_than_the_store_are_one_clear_line():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match="a window of 0 rows"):
+    with pytest.raises(ValueError, match="length is 0 but must be at least 1"):
         UniformWindows(0)
     with pytest.raises(ValueError, match="weight is 'steps'"):
         UniformWindows(5, weight="steps")

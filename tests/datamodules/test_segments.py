@@ -1,4 +1,4 @@
-"""What was written in parts is read as if it had been written whole."""
+"""Episodes written in parts are read as if they had been written whole."""
 
 import os
 
@@ -43,9 +43,9 @@ def stores(tmp_path_factory, episode):
     """The same episodes, whole and in parts of 5 steps."""
     whole, parted = (EpisodeStore(tmp_path_factory.mktemp(name)) for name in ("whole", "parted"))
     for index, rows in enumerate((13, 6, 4, 22, 11)):
-        one = episode(index, rows, terminal=index % 2 == 0)
-        whole.append(one, index)
-        for number, part in enumerate(pieces_of(one, 5)):
+        whole_episode = episode(index, rows, terminal=index % 2 == 0)
+        whole.append(whole_episode, index)
+        for number, part in enumerate(pieces_of(whole_episode, 5)):
             parted.append(part, index, birth=number // 2, part=number)
     return whole, parted
 
@@ -68,14 +68,14 @@ def test_every_row_of_every_episode_is_in_one_file_only(lengths, steps, rank):
     for index, rows in enumerate(lengths):
         for part, first in enumerate(range(0, rows - 1, steps)):
             names.append(EpisodeName(index, rank, part, min(steps, rows - 1 - first) + 1, part))
-    joined = SegmentedEpisodes(names)
-    assert joined.lengths.tolist() == lengths
-    assert [name for episode in range(len(joined)) for name in joined.parts(episode)] == names
+    episodes_of_parts = SegmentedEpisodes(names)
+    assert episodes_of_parts.lengths.tolist() == lengths
+    assert [name for episode in range(len(episodes_of_parts)) for name in episodes_of_parts.parts(episode)] == names
     for episode, rows in enumerate(lengths):
         for start in range(rows):
             where = [
                 (name.part * steps + row)
-                for name, first, n in joined.files(episode, start, rows - start)
+                for name, first, n in episodes_of_parts.files(episode, start, rows - start)
                 for row in range(first, first + n)
             ]
             assert where == list(range(start, rows))
@@ -88,9 +88,9 @@ def test_a_missing_part_begins_an_episode_in_the_middle_without_its_first_row():
         EpisodeName(0, 0, 0, 6, 3),
         EpisodeName(1, 0, 0, 4, 2),
     ]
-    joined = SegmentedEpisodes(names)
-    assert joined.lengths.tolist() == [11, 5, 3]
-    assert list(joined.files(1, 0, 5)) == [(names[2], 1, 5)]
+    episodes_of_parts = SegmentedEpisodes(names)
+    assert episodes_of_parts.lengths.tolist() == [11, 5, 3]
+    assert list(episodes_of_parts.files(1, 0, 5)) == [(names[2], 1, 5)]
     assert SegmentedEpisodes([]).lengths.tolist() == []
 
 
@@ -117,7 +117,7 @@ def test_a_damaged_part_leaves_the_parts_around_it(tmp_path, episode):
     assert seen == {(0, 1, 2, 3, 4), (1, 2, 3, 4, 5), (11, 12, 13, 14, 15)}
 
 
-def test_the_name_tells_the_part_and_a_listing_is_in_the_order_of_the_game(tmp_path, episode):
+def test_the_name_holds_the_part_and_a_listing_is_in_the_order_of_the_episode(tmp_path, episode):
     assert str(EpisodeName(7, 1, 30, 6)) == "ep-00000007-1-30-6.h5"
     assert str(EpisodeName(7, 1, 30, 6, 2)) == "ep-00000007-1-30-6-2.h5"
     for name in (EpisodeName(7, 1, 30, 6), EpisodeName(7, 1, 30, 6, 12)):

@@ -65,7 +65,7 @@ def test_an_episode_comes_back_from_disk_bit_for_bit(tmp_path_factory, episode, 
     assert not store.verify()
 
 
-def test_the_file_speaks_gymnasiums_words_with_one_observation_more_than_actions(store_of, episode):
+def test_a_file_has_gymnasiums_names_and_one_observation_more_than_actions(store_of, episode):
     store = store_of([4])
     with h5py.File(f"{store.path}/{store.names[0]}") as file:
         memory = episode(0, 4, terminal=True)
@@ -157,14 +157,14 @@ def test_the_oldest_is_the_one_born_first_whatever_its_index(tmp_path, episode):
         (lambda e: {"observation": {"where": e.observation["where"].astype(str)}}, "a plain name"),
         (lambda e: {"observation": {}}, "no observation"),
         (lambda e: {"action": e.action[:, :1]}, "actions have size 1"),
-        (lambda e: {"action": e.action.astype(np.float64)}, "action has dtype float64 but float32 is wanted"),
-        (lambda e: {"action": np.ones_like(e.action)}, "nothing led to it"),
+        (lambda e: {"action": e.action.astype(np.float64)}, "action has dtype float64 but must be float32"),
+        (lambda e: {"action": np.ones_like(e.action)}, "but is the reset: make them zero"),
         (lambda e: {"action": np.where(e.reward[:, None] > 2, np.nan, e.action)}, "action that is not finite"),
         (
             lambda e: {"action": np.where(e.reward[:, None] > 2, np.float32(7), e.action)},
             r"actions that reach 7 but lie in \[-1, 1\]",
         ),
-        (lambda e: {"is_terminal": np.arange(5) == 2}, "ends after 2 of 4 steps and yet goes on"),
+        (lambda e: {"is_terminal": np.arange(5) == 2}, "ends after 2 of 4 steps but must end at the last one"),
         (lambda e: {"metadata": {"discrete": True}}, "actions are one-hot choices but those of the store are numbers"),
         (lambda e: {"reward": e.reward.astype(np.float64)}, "reward has dtype float64"),
         (lambda e: {"is_first": np.zeros(5, np.bool_)}, "not one whole episode"),

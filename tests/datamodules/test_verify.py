@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from datamodules.checks import leftovers
+from datamodules.checks import unfinished_files
 from datamodules.files import DamagedEpisode
 from datamodules.store import EpisodeStore
 
@@ -30,11 +30,11 @@ DAMAGE = {
     "no rewards": (lambda path: rewrite(path, lambda f: f.__delitem__("rewards")), "no dataset rewards"),
     "missing rows": (
         lambda path: rewrite(path, lambda f: replace(f, "rewards", np.zeros(7, np.float32))),
-        r"rewards has shape \(7,\) but the file's name promises 9 rows",
+        r"rewards has shape \(7,\) but the file's name says 9 rows",
     ),
     "wrong dtype": (
         lambda path: rewrite(path, lambda f: replace(f, "rewards", np.zeros(9))),
-        "rewards has dtype float64 but float32 is wanted",
+        "rewards has dtype float64 but must be float32",
     ),
     "NaN reward": (
         lambda path: rewrite(path, lambda f: f["rewards"].__setitem__(3, np.nan)),
@@ -46,7 +46,7 @@ DAMAGE = {
     ),
     "words for numbers": (
         lambda path: rewrite(path, lambda f: replace(f, "observations/where", ["a"] * 10)),
-        "a plain number is wanted",
+        "must be a plain number",
     ),
 }
 
@@ -115,7 +115,7 @@ def test_verify_names_what_does_not_belong_there(store_of):
     os.mkdir(f"{folder}/superseded")
     problems = store.verify()
     assert len(problems) == 2
-    assert leftovers(folder) == ["ep-00000005-0-0-10.h5.123.tmp"]
+    assert unfinished_files(folder) == ["ep-00000005-0-0-10.h5.123.tmp"]
     assert problems[0].startswith("ep-00000001-0-7-10.h5: has the same index and rank as ep-00000001-0-0-10.h5")
     assert problems[1].startswith("ep-1-0-0-10.h5: is foreign")
 

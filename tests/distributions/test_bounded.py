@@ -152,7 +152,7 @@ def test_a_tanh_normals_probability_is_finite_at_the_very_ends():
 
 
 def test_the_mode_of_each_row_is_its_own():
-    """Trap 48: in the authors' code the first row's best sample is every row's."""
+    """In the authors' code every row gets the first row's best sample."""
     kind = TanhNormal()
     rows = torch.stack([raw_std(kind, mean, 0.2) for mean in (-0.8, 0.0, 0.8)])
     assert_close(kind.mode(rows)[:, 0], torch.tensor([-0.8, 0.0, 0.8]).tanh(), rtol=0, atol=0.05)

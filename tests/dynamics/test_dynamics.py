@@ -155,7 +155,7 @@ def test_the_prior_at_t_has_seen_images_before_t_and_actions_up_to_t_the_posteri
 
 
 def test_the_prior_reads_h_and_nothing_else(rssm):
-    """Trap 24: in the first release of PlaNet's code it did not."""
+    """In the first release of PlaNet's code it did not."""
     h, moved = torch.randn(1, H), torch.randn(1, H)
     assert not torch.allclose(rssm.prior_params(h), rssm.prior_params(moved))
     state = random_state(rssm, 1)
@@ -166,7 +166,7 @@ def test_the_prior_reads_h_and_nothing_else(rssm):
 
 
 def test_an_image_reaches_the_memory_only_through_the_sample(rssm):
-    """Trap 26: with the samples held fixed, h does not know what was seen."""
+    """With the samples held fixed, h does not know what was seen."""
     embeds, actions, is_first, noise = window()
     fixed = torch.randn(B, Z)
     rssm.latent.sample = lambda params, temperature=1.0, noise=None: fixed
@@ -269,5 +269,5 @@ def test_a_recipe_builds_it_again(dynamics):
 def test_sizes_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="action_size is 0 but must be at least 1"):
         RSSM(GaussianLatent(3), 0)
-    with pytest.raises(ValueError, match="take SSM to have none"):
+    with pytest.raises(ValueError, match="use SSM for a model without deter"):
         RSSM(GaussianLatent(3), 2, deter_size=0)

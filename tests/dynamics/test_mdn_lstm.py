@@ -196,8 +196,8 @@ def test_the_first_code_of_an_episode_is_announced_to_the_memory_that_asks_for_i
 
 def test_a_dream_from_the_initial_state_announces_a_first_code_too():
     dynamics = memory(input_is_first=True)
-    assert dynamics._marks(dynamics.initial(1)).pop().item() == 1.0
-    assert dynamics._marks(random_state(dynamics, 1)).pop().item() == 0.0
+    assert dynamics._first_flags(dynamics.initial(1)).pop().item() == 1.0
+    assert dynamics._first_flags(random_state(dynamics, 1)).pop().item() == 0.0
 
 
 def test_weights_start_as_in_tensorflow():

@@ -74,5 +74,5 @@ def test_it_is_rebuilt_from_its_recipe():
 
 
 def test_unknown_features_are_named():
-    with pytest.raises(ValueError, match='can see "z", "zh" or "zch"'):
+    with pytest.raises(ValueError, match='must be "z", "zh" or "zch"'):
         Controller("zhc")

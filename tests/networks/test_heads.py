@@ -52,6 +52,6 @@ def test_the_cross_entropy_on_paper():
 @pytest.mark.parametrize(
     ("layers", "label", "words"), [(1, 1.5, "at most 1"), (1, 0.0, "above 0"), (0, 0.9, "no head")]
 )
-def test_a_label_that_nobody_can_learn_is_refused(layers, label, words):
+def test_a_label_that_no_head_can_learn_is_refused(layers, label, words):
     with pytest.raises(ValueError, match=words):
         ContHead(3, layers, label=label)

@@ -1,5 +1,7 @@
 """Pixels in, pixels out."""
 
+import inspect
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -25,6 +27,27 @@ def test_leading_axes_are_flattened_and_channels_come_first_without_moving_them(
     assert pixels.shape == (6, 4, 8, 6)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
     assert_close(pixels[5, 1], images[1, 2, :, :, 1] / 255)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize("turn", [normalize, quantize])
+def test_pixels_that_are_not_stored_bytes_are_refused_and_not_taken_for_black(turn, dtype):
+    image = torch.ones(2, 8, 8, 3).to(dtype)
+    with pytest.raises(
+        ValueError, match=rf"images are {str(dtype)[6:]} but uint8 0..255 is wanted: .*\(255 \* image\)"
+    ):
+        turn(image)
+
+
+@pytest.mark.parametrize("turn", [normalize, quantize])
+def test_images_of_another_kind_or_with_too_few_axes_are_refused(turn):
+    turn = inspect.unwrap(turn)  # without the check of annotations, which only tests have
+    with pytest.raises(ValueError, match=r"images are a ndarray but must be a tensor: convert them by torch.as_tensor"):
+        turn(LEVELS.numpy())
+    with pytest.raises(
+        ValueError, match=r"images have shape \(16, 16\) but must be \(\.\.\., height, width, channels\)"
+    ):
+        turn(LEVELS[0, ..., 0])
 
 
 def test_every_level_survives_the_way_there_and_back():

@@ -1,4 +1,4 @@
-"""What a KL costs: free nats, below which it pulls at nothing, and the shares in which it pulls at either side."""
+"""Losses on a KL: free nats, below which it has no gradient, and the weights of its two gradients."""
 
 import math
 from types import SimpleNamespace
@@ -92,8 +92,8 @@ def test_a_balanced_kl_is_that_of_the_published_algorithm_in_value_and_gradient(
     assert_close(*(torch.autograd.grad((nats * weight).sum(), (posterior, prior)) for nats in (loss, expected)))
 
 
-def test_a_balanced_kl_has_the_plain_value_and_pulls_a_fifth_at_the_posterior_and_four_at_the_prior(sides):
-    """Trap 18: swapped, the posterior would be pulled hard towards a prior that is still poor."""
+def test_a_balanced_kl_has_the_plain_value_and_a_fifth_of_the_gradient_for_the_posterior_four_for_the_prior(sides):
+    """Swapped, the posterior would be drawn strongly to a poorly trained prior."""
     latent, posterior, prior = sides
     loss, nats = BalancedKL(0.8)(latent, posterior, prior)
     plain = latent.kl(posterior, prior)

@@ -80,7 +80,7 @@ def test_weights_have_the_published_numbers():
 
 
 def test_the_first_state_counts_whole_whatever_its_own_discount():
-    """Trap 39: a start that is terminal counts itself, and what is dreamt after it does not."""
+    """A start that is terminal counts itself, and what is dreamt after it does not."""
     assert discount_weights(tensor([[0.0, 0.9, 0.9]])).tolist() == [[1.0, 0.0, 0.0]]
 
 

@@ -22,7 +22,7 @@ GOALS = torch.tensor(
 
 
 def test_the_whole_search_finds_the_optimum_of_a_quadratic():
-    """A18: 10 iterations of 1000 / 100 come within 0.05 at every step, for 8 different goals at once."""
+    """10 iterations of 1000 / 100 come within 0.05 at every step, for 8 different goals at once."""
     world = PointWorld(carry_on=0.0)
     search = CEM().search(world, world.at(torch.zeros(8, 2), GOALS), range(8))
     assert_close(search.mean, GOALS[:, None].expand(8, 12, 2), atol=0.05, rtol=0)

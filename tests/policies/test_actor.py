@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from toy_worlds import PointWorld, assert_belief_hears_what_was_executed, assert_keeps_the_promise, frames
+from toy_worlds import PointWorld, assert_is_a_policy, assert_state_follows_executed_actions, frames
 
 from wmlightning.distributions.bounded import OneHot, TanhNormal, TruncatedNormal
 from wmlightning.distributions.categorical import CategoricalLatent
@@ -54,7 +54,7 @@ def play(policy, rows, steps=3, resets=()):
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_it_keeps_the_promise_of_a_policy(name):
     policy, _ = made(name)
-    action = assert_keeps_the_promise(policy)
+    action = assert_is_a_policy(policy)
     if policy.discrete:
         assert np.array_equal(np.sort(action), [[0, 1]] * 3), "exactly one-hot"
 
@@ -82,7 +82,7 @@ def test_rows_and_steps_draw_numbers_of_their_own(name):
 @pytest.mark.parametrize("exploration", [0.0, 5.0])
 def test_the_belief_hears_the_action_that_was_executed(exploration):
     policy = ActorPolicy(PointWorld(), Fixed(0.0, 0.3, -9.0, -9.0), TanhNormal(), True, exploration)
-    assert_belief_hears_what_was_executed(policy)
+    assert_state_follows_executed_actions(policy)
 
 
 def test_a_random_choice_is_what_the_belief_hears():

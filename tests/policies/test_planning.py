@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from toy_worlds import PointWorld, assert_belief_hears_what_was_executed, assert_keeps_the_promise, frames
+from toy_worlds import PointWorld, assert_is_a_policy, assert_state_follows_executed_actions, frames
 
 from wmlightning.distributions.latents import GaussianLatent
 from wmlightning.dynamics.rssm import RSSM
@@ -36,12 +36,12 @@ def play(policy, carry, rows, steps=3, resets=(), size=8):
 
 
 def test_it_keeps_the_promise_of_a_policy(model):
-    assert_keeps_the_promise(PlanningPolicy(model, PLANNER, 0.3))
+    assert_is_a_policy(PlanningPolicy(model, PLANNER, 0.3))
 
 
 @pytest.mark.parametrize("exploration", [0.0, 5.0])
 def test_the_belief_hears_the_action_that_was_executed(exploration):
-    assert_belief_hears_what_was_executed(PlanningPolicy(PointWorld(), PLANNER, exploration))
+    assert_state_follows_executed_actions(PlanningPolicy(PointWorld(), PLANNER, exploration))
 
 
 def test_the_plan_is_made_from_the_belief_of_this_image():

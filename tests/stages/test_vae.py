@@ -1,5 +1,7 @@
 """V: its loss, what it learns, and that runs resume and split over processes as they should."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,12 @@ def test_encoding_and_decoding_keep_leading_axes():
     assert vae.decode(embeds[..., :4]).shape == (3, 2, 64, 64, 3)
     assert vae.encode(torch.zeros(64, 64, 3, dtype=torch.uint8)).shape == (8,)
     assert 0 <= vae.decode(torch.randn(4)).min() <= vae.decode(torch.randn(4)).max() <= 1
+
+
+def test_float_images_are_refused_and_not_encoded_as_black():
+    encode = inspect.unwrap(VAE.encode)  # without the check of annotations, which only tests have
+    with pytest.raises(ValueError, match=r"images are float32 but uint8 0..255 is wanted"):
+        encode(tiny(), torch.rand(2, 64, 64, 3))
 
 
 def test_codes_are_drawn_anew_for_every_batch():

@@ -1,5 +1,6 @@
 """WorldModel: its loss, what it learns, and that runs resume and split over processes as they should."""
 
+import inspect
 import math
 
 import pytest
@@ -78,6 +79,14 @@ def test_what_is_encoded_is_the_quantised_image_with_its_noise():
     expected = model.encoder(quantize(image, uniform)).unflatten(0, (3, 4))
     assert_close(model.encode(image, uniform), expected)
     assert not torch.equal(model.encode(image), model.encode(image))
+
+
+@pytest.mark.parametrize("pixels", ["five_bits", "centred"])
+def test_float_images_are_refused_and_not_encoded_as_black(pixels):
+    model = tiny(pixels=pixels)
+    model.pixels = inspect.unwrap(WorldModel.pixels).__get__(model)  # without the check of annotations of the tests
+    with pytest.raises(ValueError, match=r"images are float32 but uint8 0..255 is wanted"):
+        inspect.unwrap(WorldModel.encode)(model, torch.rand(2, 64, 64, 3))
 
 
 def test_the_loss_on_paper():

@@ -66,7 +66,7 @@ class CollectionProgress:
 
     def in_view(self, listing: list[EpisodeName]) -> list[EpisodeName]:
         """Those of the listing that were learned from when this progress was written: the newest it counts."""
-        counted = sorted(filter(self.counts, listing), key=lambda name: name.age)
+        counted = sorted(filter(self.counts, listing), key=lambda name: name.arrival)
         return counted[max(0, len(counted) - self.view[0]) :]
 
     def state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Distributions that torch lacks, and what stochastic states and actions are made of."""
+"""Distributions that torch lacks, latents of stochastic states, and distributions of actions."""
 
 from wmlightning.distributions.bounded import ActionDistribution, OneHot, TanhNormal, TruncatedNormal
 from wmlightning.distributions.categorical import CategoricalLatent

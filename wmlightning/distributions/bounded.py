@@ -1,4 +1,4 @@
-"""What actions are drawn from: numbers of a network to bounded or one-hot actions, with gradients and entropies."""
+"""Distributions of actions, bounded or one-hot, from a network's outputs, with gradients and entropies."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,14 +15,16 @@ from wmlightning.distributions.categorical import draw_one_hot, entropy, likelie
 from wmlightning.recipes import Recorded
 
 BOUND = 1 - 1e-6
-"""As near as a continuous action may come to its limits: nearer, its inverse is not finite in float32."""
+"""The largest absolute value of a continuous action: nearer to 1, its atanh is not finite in float32."""
 
-CANDIDATES, PIECES = 100, 32
-"""Numbers that stand for a Gaussian where there is no closed form: those tried for a mode, those averaged over."""
+MODE_QUANTILES = 100
+"""Quantiles of a Gaussian among which the mode of its tanh, which has no closed form, is searched."""
+ENTROPY_QUANTILES = 32
+"""Quantiles of a Gaussian over which the ln slope of the tanh is averaged for its entropy."""
 
 
 class ActionDistribution(Recorded, ABC):
-    """How the numbers that a network makes become actions (abstract). It holds no weights.
+    """A distribution of actions whose parameters are a network's outputs (abstract). It has no weights.
 
     Actions, (..., A), are in [-1, 1] and independent in each number, or one-hot. Everything is computed in float32,
     under mixed precision too.
@@ -35,18 +37,18 @@ class ActionDistribution(Recorded, ABC):
 
     @abstractmethod
     def param_size(self, action_size: int) -> int:
-        """Numbers a network must make for an action of so many numbers, P."""
+        """Number P of network outputs for an action of this size."""
 
     @abstractmethod
     def noise_size(self, action_size: int) -> int:
-        """Standard normal numbers that an action takes to be drawn."""
+        """Number of standard normal numbers that a sample takes."""
 
     @abstractmethod
     def sample(self, params: Tensor, noise: Tensor | None = None) -> Tensor:
         """Draws actions (..., A) with a gradient to the parameters.
 
         Args:
-            params: the network's numbers, (..., P).
+            params: the network's outputs, (..., P).
             noise: standard normal numbers, (..., noise_size); None draws them.
         """
 
@@ -64,19 +66,19 @@ class ActionDistribution(Recorded, ABC):
 
 
 class TanhNormal(ActionDistribution):
-    """A Gaussian squashed by tanh; the network's numbers are [mean, raw].
+    """A Gaussian squashed by tanh; the network's outputs are [mean, raw].
 
         m = scale * tanh(mean / scale)      s = softplus(raw + ln(e^init_std - 1)) + min_std      a = tanh(m + s eps)
 
     Without the first tanh the mean would wander off to where the second has no slope. Mode and entropy have no closed
     form. Where the authors draw 100 samples we take fixed quantiles of each Gaussian, the means of equally likely
-    pieces of it, so that nothing is drawn and a row does not depend on its company: the mode is the one of highest
+    pieces of it, so that nothing is drawn and a row does not depend on the others: the mode is the one of highest
     density among 100; the entropy is exact but for the tanh's ln slope, whose mean over 32 it takes (0.013 nats off at
     most, for an s up to 8).
 
     Args:
-        init_std: std before the tanh where the network says 0, above 0.
-        min_std: what it never falls below, at least 0.
+        init_std: std before the tanh where the raw output is 0, above 0.
+        min_std: lower bound of the std, at least 0.
         mean_scale: the mean before the tanh stays within plus and minus this, above 0.
 
     Raises:
@@ -93,7 +95,9 @@ class TanhNormal(ActionDistribution):
                 f"init_std is {init_std}, min_std {min_std} and mean_scale {mean_scale}, but above 0, at least 0 and "
                 "above 0 are needed"
             )
-        self.init_std, self.min_std, self.mean_scale = init_std, min_std, mean_scale
+        self.init_std = init_std
+        self.min_std = min_std
+        self.mean_scale = mean_scale
         self._raw_start = init_std + math.log(-math.expm1(-init_std))
 
     def param_size(self, action_size: int) -> int:
@@ -121,9 +125,9 @@ class TanhNormal(ActionDistribution):
         return torch.tanh(torch.addcmul(mean, std, noise))
 
     def mode(self, params: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch action"]:
-        """Of the quantiles the one of highest density, number by number: they are independent."""
+        """The quantile of highest density, for each dimension by itself, since they are independent."""
         mean, std = self.mean_std(params)
-        noise = mean.new_tensor(_quantiles(CANDIDATES))
+        noise = mean.new_tensor(_quantiles(MODE_QUANTILES))
         inputs = torch.addcmul(mean[..., None], std[..., None], noise)
         best = (-0.5 * noise.square() - _log_slope(inputs)).argmax(-1, keepdim=True)
         return torch.tanh(inputs.gather(-1, best))[..., 0]
@@ -131,7 +135,7 @@ class TanhNormal(ActionDistribution):
     def log_prob(
         self, params: Float[Tensor, "*batch params"], action: Float[Tensor, "*batch action"]
     ) -> Float[Tensor, "*batch"]:
-        """ln N(atanh a; m, s) - ln slope of the tanh, for actions within the bound, to which others are brought."""
+        """ln N(atanh a; m, s) - ln slope of the tanh; actions outside plus and minus `BOUND` are clamped."""
         mean, std = self.mean_std(params)
         inputs = torch.atanh(action.float().clamp(-BOUND, BOUND))
         return (_normal_log_prob((inputs - mean) / std, std) - _log_slope(inputs)).sum(-1)
@@ -144,15 +148,15 @@ class TanhNormal(ActionDistribution):
 
 
 class TruncatedNormal(ActionDistribution):
-    """A Gaussian cut off at -1 and 1; the network's numbers are [mean, raw].
+    """A Gaussian cut off at -1 and 1; the network's outputs are [mean, raw].
 
         m = tanh(mean)        s = 2 sigmoid(raw / 2) + min_std        p(a) = N(a; m, s) / Z for a in [-1, 1]
 
     A sample is the inverse of the distribution function at a uniform number, and so has a gradient to both; it is
-    brought within 1e-6 of the limits, which the gradient passes. The mode is m, for it lies inside.
+    clamped to 1e-6 inside the limits, and the gradient ignores the clamp. The mode is m, for it lies inside.
 
     Args:
-        min_std: what s never falls below, at least 0; it starts 1 above and never reaches 2 above.
+        min_std: lower bound of s, at least 0; s starts at min_std + 1 and stays below min_std + 2.
 
     Raises:
         ValueError: if min_std is below 0.
@@ -178,14 +182,14 @@ class TruncatedNormal(ActionDistribution):
     def mean_std(
         self, params: Float[Tensor, "*batch params"]
     ) -> tuple[Float[Tensor, "*batch action"], Float[Tensor, "*batch action"]]:
-        """Mean and std of the Gaussian that is cut off."""
+        """Mean and std of the Gaussian before it is truncated."""
         mean, raw = params.float().chunk(2, -1)
         return mean.tanh(), 2 * (0.5 * raw).sigmoid() + self.min_std
 
     def sample(
         self, params: Float[Tensor, "*batch params"], noise: Float[Tensor, "*batch action"] | None = None
     ) -> Float[Tensor, "*batch action"]:
-        """The quantile of the cut-off Gaussian that the noise is of a whole one."""
+        """The quantile of the truncated Gaussian at the probability of the noise under a standard one."""
         mean, std = self.mean_std(params)
         noise = torch.randn_like(mean) if noise is None else noise.to(mean)
         # Noise above 0 is that of the mirror image with the sign turned: probabilities are then below 3/4, and near 0,
@@ -193,7 +197,7 @@ class TruncatedNormal(ActionDistribution):
         side = torch.where(noise > 0, -1.0, 1.0)
         low, high = (torch.special.ndtr((end - side * mean) / std) for end in (-1.0, 1.0))
         probability = low + torch.special.ndtr(-noise.abs()) * (high - low)
-        # Bounded below, where the inverse is minus infinity and so is its slope; the bound is 11 stds out.
+        # Clamped from below: at 0 the inverse and its slope are infinite. The bound is 11 stds out.
         action = mean + side * std * torch.special.ndtri(probability.clamp(min=1e-30))
         return straight_through(action.detach().clamp(-BOUND, BOUND), action)
 
@@ -224,7 +228,7 @@ class TruncatedNormal(ActionDistribution):
 
 
 class OneHot(ActionDistribution):
-    """A choice of one among A actions; the network's numbers are its logits.
+    """A choice of one among A actions; the network's outputs are its logits.
 
     Samples have the straight-through gradient: exactly one-hot forward, that of the probabilities backward.
 
@@ -263,7 +267,7 @@ class OneHot(ActionDistribution):
 
 
 def _normal_log_prob(deviation: Tensor, std: Tensor) -> Tensor:
-    """ln of a Gaussian's density so many standard deviations from its mean."""
+    """ln of a Gaussian's density at a deviation from its mean, in standard deviations."""
     return -0.5 * deviation.square() - std.log() - 0.5 * math.log(2 * math.pi)
 
 
@@ -274,7 +278,7 @@ def _log_slope(inputs: Tensor) -> Tensor:
 
 @cache
 def _quantiles(count: int) -> tuple[float, ...]:
-    """The mean of each of so many equally likely pieces of a standard Gaussian, least first."""
+    """The means of `count` equally likely pieces of a standard Gaussian, in ascending order."""
     # Between ends a and b it is phi(a) - phi(b) over the probability; phi is 0 at both infinite ends.
     ends = torch.special.ndtri(torch.arange(count + 1, dtype=torch.float64) / count)
     return tuple((-count / math.sqrt(2 * math.pi) * torch.exp(-0.5 * ends.square()).diff()).tolist())
@@ -291,15 +295,15 @@ class _MeanLogSlope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mean: Tensor, std: Tensor) -> Tensor:
         total, mean_slope, std_slope = (torch.zeros_like(mean) for _ in range(3))
-        for q in _quantiles(PIECES):
+        for q in _quantiles(ENTROPY_QUANTILES):
             inputs = torch.add(mean, std, alpha=q)
             total += _log_slope(inputs)
             if any(ctx.needs_input_grad):
                 slope = inputs.tanh_()
-                mean_slope.add_(slope, alpha=-2 / PIECES)
-                std_slope.add_(slope, alpha=-2 * q / PIECES)
+                mean_slope.add_(slope, alpha=-2 / ENTROPY_QUANTILES)
+                std_slope.add_(slope, alpha=-2 * q / ENTROPY_QUANTILES)
         ctx.save_for_backward(mean_slope, std_slope)
-        return total / PIECES
+        return total / ENTROPY_QUANTILES
 
     @staticmethod
     @once_differentiable

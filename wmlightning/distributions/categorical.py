@@ -1,4 +1,4 @@
-"""One-hot vectors: latents that are choices, and how a gradient passes a choice."""
+"""One-hot vectors: categorical latents, and the straight-through gradient of a choice."""
 
 import math
 from typing import Any
@@ -12,20 +12,20 @@ from torch.distributions import Distribution, Independent, OneHotCategorical
 from wmlightning.distributions.latents import Latent
 
 BELOW_ONE = 1 - 2**-24
-"""The largest float32 below 1: a uniform number that is never rounded up to certainty."""
+"""The largest float32 below 1, the upper bound of uniform numbers."""
 
 
 class CategoricalLatent(Latent):
-    """Some groups of classes, each group one choice; a sample is the one-hot vectors side by side, flat.
+    """Several groups of classes, one choice in each; a sample is their one-hot vectors side by side, flat.
 
         z = onehot + p - sg(p),        p = softmax(logits),        onehot ~ p
 
     So forward it is exactly the one-hot vector, and backward the gradient is that of the probabilities (straight
     through), at any temperature. Everything is computed in float32, under mixed precision too.
 
-    Noise is one standard normal number a group, as every latent takes it: its distribution function makes a uniform
-    number of it, and the inverse of the classes' cumulative probabilities a choice, so that a class of probability
-    zero is never chosen.
+    Noise is one standard normal number for each group, as for every latent: the normal distribution function turns it
+    into a uniform number, and the inverse of the classes' cumulative probabilities into a choice, so that a class of
+    probability zero is never chosen.
 
     Args:
         groups: categorical variables.
@@ -41,16 +41,17 @@ class CategoricalLatent(Latent):
     def __init__(self, groups: int = 32, classes: int = 32) -> None:
         if groups < 1 or classes < 2:
             raise ValueError(f"groups is {groups} and classes {classes}, but at least 1 and 2 are needed")
-        self.groups, self.classes = groups, classes
+        self.groups = groups
+        self.classes = classes
         self.param_size = self.sample_size = groups * classes
         self.noise_size = groups
 
     def logits(self, params: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch groups classes"]:
-        """Unnormalised log probabilities, float32, a group a row."""
+        """Unnormalised log probabilities, float32, one row for each group."""
         return params.float().unflatten(-1, (self.groups, self.classes))
 
     def distribution(self, params: Float[Tensor, "*batch params"]) -> Distribution:
-        """One-hot categoricals, one a group, that count as one event of (groups, classes)."""
+        """One-hot categoricals, one for each group, as one event of shape (groups, classes)."""
         return Independent(OneHotCategorical(logits=self.logits(params)), 1)
 
     def sample(
@@ -73,8 +74,8 @@ class CategoricalLatent(Latent):
         self, posterior: Float[Tensor, "*batch params"], prior: Float[Tensor, "*batch params"]
     ) -> Float[Tensor, "*batch"]:
         """KL(posterior || prior) in nats, summed over groups; gradients to both."""
-        here, there = (self.logits(params).log_softmax(-1) for params in (posterior, prior))
-        return (here.exp() * (here - there)).sum((-2, -1))
+        log_posterior, log_prior = (self.logits(params).log_softmax(-1) for params in (posterior, prior))
+        return (log_posterior.exp() * (log_posterior - log_prior)).sum((-2, -1))
 
     def kl_to_standard(self, posterior: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch"]:
         """KL(posterior || uniform) in nats."""
@@ -96,12 +97,12 @@ def draw_one_hot(
     probabilities = logits.float().softmax(-1)
     noise = torch.randn_like(probabilities[..., 0]) if noise is None else noise.to(probabilities)
     with torch.no_grad():
-        # The k-th class is chosen by what lies in [sum of the probabilities before it, the same with its own).
-        # Scaled by the last sum, which rounding leaves a little off 1: so there is always a class above.
+        # Class k is chosen where uniform lies in [sum of the probabilities before k, that sum including k).
+        # Scaled by the last sum, which rounding leaves a little off 1, so that a class is always found.
         above = probabilities.cumsum(-1)
         uniform = torch.special.ndtr(noise).clamp_(max=BELOW_ONE)[..., None] * above[..., -1:]
         chosen = torch.searchsorted(above, uniform, right=True)
-        # Logits that are not numbers have no class above: they must be found in the loss, not by an index error.
+        # With NaN logits no class is found: that should show in the loss, not as an index error.
         chosen.clamp_(max=logits.shape[-1] - 1)
     return _one_hot(probabilities, chosen)
 
@@ -118,9 +119,9 @@ def entropy(logits: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
 
 
 def straight_through(value: Float[Tensor, "*shape"], source: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`value`, bit for bit, whose gradient goes to `source` as if it were that.
+    """Returns `value`, bit for bit, and passes its gradient to `source`.
 
-    The same as source + sg(value - source), which rounding would leave a little off the value.
+    The same as source + sg(value - source), but without its rounding error.
     """
     return _StraightThrough.apply(value, source) if source.requires_grad else value  # type: ignore[return-value]
 

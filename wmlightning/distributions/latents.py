@@ -1,4 +1,4 @@
-"""What a stochastic state is made of: how parameters become samples, and how far two sets of them are apart."""
+"""Latents: from parameters to distributions and samples of a stochastic state, and the KL of two of them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,13 +14,13 @@ from wmlightning.recipes import Recorded
 
 
 class Latent(Recorded, ABC):
-    """The kind of a stochastic state (abstract). It holds no weights; a network gives it its parameters.
+    """The kind of distribution of a stochastic state (abstract). It has no weights: networks output its parameters.
 
     Attributes:
         param_size: numbers that describe one distribution, `State.params`.
         sample_size: numbers in a sample, `State.stoch`; samples are always flat.
         noise_size: standard normal numbers that a sample takes.
-        param_layers: dense layers of the papers that together give the parameters; each starts with its own bound.
+        param_layers: dense layers in the paper that output the parameters; each is initialized with its own bound.
     """
 
     param_size: int
@@ -30,7 +30,7 @@ class Latent(Recorded, ABC):
 
     @abstractmethod
     def distribution(self, params: Tensor) -> Distribution:
-        """What parameters (..., param_size) describe: an `Independent` of parts that are independent of each other."""
+        """Returns the distribution with parameters (..., param_size), an `Independent` over the latent."""
 
     @abstractmethod
     def sample(self, params: Tensor, temperature: float = 1.0, noise: Tensor | None = None) -> Tensor:
@@ -44,7 +44,7 @@ class Latent(Recorded, ABC):
 
     @abstractmethod
     def mode(self, params: Tensor) -> Tensor:
-        """The best single guess, (..., sample_size)."""
+        """The most likely sample, (..., sample_size)."""
 
     @abstractmethod
     def kl(self, posterior: Tensor, prior: Tensor) -> Tensor:
@@ -52,10 +52,10 @@ class Latent(Recorded, ABC):
 
     @abstractmethod
     def kl_to_standard(self, posterior: Tensor) -> Tensor:
-        """KL of the posterior to the one fixed distribution that knows nothing, in nats, (...)."""
+        """KL of the posterior to the uninformed distribution, N(0, I) or uniform, in nats, (...)."""
 
     def noise(self, rows: int, generator: torch.Generator) -> Float[Tensor, "rows numbers"]:
-        """Standard normal numbers for so many samples, (rows, noise_size), from a generator and on its device."""
+        """Draws standard normal numbers for `rows` samples, (rows, noise_size), from a generator and on its device."""
         return torch.randn(rows, self.noise_size, generator=generator, device=generator.device)
 
 
@@ -76,7 +76,7 @@ class GaussianLatent(Latent):
 
     Args:
         size: dimensions.
-        min_std: what no standard deviation falls below, so that a state never becomes certain; at least 0.
+        min_std: lower bound of the standard deviation, so that a state never becomes certain; at least 0.
         squash: how the raw number becomes a std: "softplus" (PlaNet, Dreamer V1) or "sigmoid" (Dreamer V2 where its
             latents are Gaussian).
 
@@ -91,9 +91,12 @@ class GaussianLatent(Latent):
     ) -> None:
         if size < 1 or not 0 <= min_std < math.inf:
             raise ValueError(f"size is {size} and min_std {min_std}, but at least 1 and 0 are needed")
-        self.size, self.min_std = size, min_std
+        self.size = size
+        self.min_std = min_std
         self._squash = SQUASHES[squash]
-        self.param_size, self.sample_size, self.noise_size = 2 * size, size, size
+        self.param_size = 2 * size
+        self.sample_size = size
+        self.noise_size = size
         # PlaNet has a layer for the means and one for the stds, Dreamer V2 one for both.
         self.param_layers = 2 if squash == "softplus" else 1
 
@@ -102,11 +105,11 @@ class GaussianLatent(Latent):
     ) -> tuple[Float[Tensor, "*batch size"], Float[Tensor, "*batch size"]]:
         """Mean and standard deviation, float32, each (..., size)."""
         mean, raw = params.float().chunk(2, -1)
-        # Whole, because of a strided tensor the squash is computed number by number.
+        # Contiguous, because the squash of a strided tensor is not vectorised.
         return mean, self._squash(raw.contiguous()) + self.min_std
 
     def distribution(self, params: Float[Tensor, "*batch params"]) -> Distribution:
-        """Normals, (..., size), that count as one event."""
+        """Normals, (..., size), as one event."""
         return Independent(Normal(*self.mean_std(params)), 1)
 
     def sample(
@@ -137,29 +140,32 @@ class GaussianLatent(Latent):
 
 
 class MeanLatent(Latent):
-    """Another latent without its noise: a sample is the mode, and there is nothing that a KL could count.
+    """Another latent without its noise: a sample is the mode, and the KL is zero.
 
-    The KL is identically zero and so is its gradient. Because a prior that nothing pulls at stays as it was drawn,
-    there is a weight for the distance between the two modes, which for 1 is the KL between unit Gaussians:
+    The KL is identically zero and so is its gradient, so that it does not train the prior. `prior_error` therefore
+    weighs the distance between the two modes; at 1 it is the KL between unit Gaussians:
 
         kl = prior_error / 2 * |mode(posterior) - mode(prior)|^2
 
     Args:
-        latent: what the parameters mean.
-        prior_error: that weight, at least 0.
+        latent: the one whose parameters and mode are used.
+        prior_error: weight of the distance, at least 0.
 
     Source: the released code of PlaNet, `mean_only: True, divergence_scale: 0.0`, is prior_error 0.
     """
 
     def __init__(self, latent: Latent, prior_error: float = 0.0) -> None:
         if prior_error < 0:
-            raise ValueError(f"prior_error is {prior_error} but must not be below 0: it weighs a squared distance")
-        self.latent, self.prior_error = latent, prior_error
-        self.param_size, self.sample_size = latent.param_size, latent.sample_size
-        self.noise_size, self.param_layers = latent.noise_size, latent.param_layers
+            raise ValueError(f"prior_error is {prior_error} but must be at least 0: it weighs a squared distance")
+        self.latent = latent
+        self.prior_error = prior_error
+        self.param_size = latent.param_size
+        self.sample_size = latent.sample_size
+        self.noise_size = latent.noise_size
+        self.param_layers = latent.param_layers
 
     def distribution(self, params: Float[Tensor, "*batch params"]) -> Distribution:
-        """What the parameters would mean with noise."""
+        """The distribution of the other latent, with its noise."""
         return self.latent.distribution(params)
 
     def sample(
@@ -168,7 +174,7 @@ class MeanLatent(Latent):
         temperature: float = 1.0,
         noise: Float[Tensor, "*batch numbers"] | None = None,
     ) -> Float[Tensor, "*batch size"]:
-        """The mode, whatever the temperature and the noise."""
+        """The mode; temperature and noise are ignored."""
         return self.mode(params)
 
     def mode(self, params: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch size"]:
@@ -181,11 +187,11 @@ class MeanLatent(Latent):
         """prior_error / 2 * |mode(posterior) - mode(prior)|^2."""
         if self.prior_error:
             return 0.5 * self.prior_error * (self.mode(posterior) - self.mode(prior)).square().sum(-1)
-        # Zero, but with a gradient (of zeros) for every weight: processes that train together ask for one.
+        # Zero, but with a gradient (of zeros) for every weight, which DDP expects.
         return 0.0 * (posterior.float().sum(-1) + prior.float().sum(-1))
 
     def kl_to_standard(self, posterior: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch"]:
-        """Zero: what has no noise has no KL."""
+        """Zero: without noise there is no KL."""
         return 0.0 * posterior.float().sum(-1)
 
 

@@ -37,7 +37,7 @@ class GaussianMixture:
         log_std: Float[Tensor, "*batch dim component"],
         temperature: float = 1.0,
     ) -> None:
-        self._keep(torch.stack([logits.mT, mean.mT, log_std.mT], -3), temperature)
+        self._set_params(torch.stack([logits.mT, mean.mT, log_std.mT], -3), temperature)
 
     @classmethod
     def from_params(
@@ -45,12 +45,14 @@ class GaussianMixture:
     ) -> "GaussianMixture":
         """Reads a network's flat output (..., 3 * K * D) as logits, means and log stds, K rows of D each, uncopied."""
         self = cls.__new__(cls)
-        self._keep(params.unflatten(-1, (3, -1, dims)), temperature)
+        self._set_params(params.unflatten(-1, (3, -1, dims)), temperature)
         return self
 
-    def _keep(self, params: Tensor, temperature: float) -> None:
+    def _set_params(self, params: Tensor, temperature: float) -> None:
         if temperature <= 0:
-            raise ValueError(f"temperature is {temperature} but must be above 0: for a guess without noise use `mean`")
+            raise ValueError(
+                f"temperature is {temperature} but must be above 0: for a prediction without noise use `mean`"
+            )
         # float32 even under mixed precision: exp(-log_std) leaves the range of half precision.
         self._params = params.float() if params.dtype in (torch.float16, torch.bfloat16) else params
         self.temperature = temperature
@@ -68,7 +70,7 @@ class GaussianMixture:
 
     @property
     def mean(self) -> Float[Tensor, "*batch dim"]:
-        """The mean of each dimension, shape (..., D): the best single guess in squared error."""
+        """The mean of each dimension, shape (..., D): the best prediction in squared error."""
         return (self.logits.softmax(-1) * self.means).sum(-1)
 
     def sample(
@@ -86,7 +88,8 @@ class GaussianMixture:
         uniform, normal = noise
         # Component by component, (..., D) at a time: several times faster than cumsum over the short axis of all.
         weights = (logits / self.temperature).softmax(-2).unbind(-2)
-        below, chosen = torch.zeros_like(weights[0]), torch.zeros_like(weights[0], dtype=torch.int64)
+        below = torch.zeros_like(weights[0])
+        chosen = torch.zeros_like(weights[0], dtype=torch.int64)
         for weight in weights[:-1]:
             below = below + weight
             chosen += uniform >= below
@@ -104,15 +107,15 @@ class _LogProb(torch.autograd.Function):
         d/dlogits = share - softmax(logits)    d/dmean = share e / std    d/dlog_std = share (e^2 - 1)
         d/dx = -sum over K of d/dmean
 
-    Where it is wanted, the gradient is made on the way forward, while a chunk's exponentials are at hand.
+    If it is needed, the gradient is computed in the forward pass, while a chunk's exponentials are in the cache.
     """
 
     @staticmethod
     def forward(ctx: Any, params: Tensor, x: Tensor) -> Tensor:
         log_p = torch.empty_like(x)
-        wanted = any(ctx.needs_input_grad)
+        needs_gradient = any(ctx.needs_input_grad)
         # Plain empty, not empty_like: params may be a view with holes or of stride 0.
-        gradients = (params.new_empty(params.shape), torch.empty_like(x)) if wanted else ()
+        gradients = (params.new_empty(params.shape), torch.empty_like(x)) if needs_gradient else ()
         for at in _chunks(x):
             logits, mean, log_std = params[at].unbind(1)
             inverse = torch.neg(log_std).exp_()

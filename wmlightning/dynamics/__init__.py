@@ -1,4 +1,4 @@
-"""What steps through time: one file for each graphical model, drawn in its docstring."""
+"""Dynamics, which step a latent state through time: one file for each graphical model, drawn in its docstring."""
 
 from wmlightning.dynamics.dynamics import Dynamics
 from wmlightning.dynamics.mdn_rnn import MDNLSTM

@@ -1,4 +1,4 @@
-"""A memory carried by a gated cell: what RNN and RSSM share."""
+"""Dynamics with the memory of a gated recurrent cell: the base of RNN and RSSM."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ from wmlightning.networks.mlp import MLP, joint_linears
 
 
 class Recurrent(Dynamics):
-    """Dynamics whose context is the memory h of a gated recurrent unit (abstract by intention: see RNN and RSSM).
+    """Dynamics whose context is the memory h of a gated recurrent unit (abstract; see RNN and RSSM).
 
         x     = f(W [stoch, action])            h' = cell(x, h)
         prior = dense(f(dense(h')))             posterior = dense(f(dense([h', embed])))
@@ -23,9 +23,9 @@ class Recurrent(Dynamics):
     with f the activation.
 
     Args:
-        latent: the kind of `stoch`.
+        latent: the kind of distribution of `stoch`.
         action_size: numbers in an action.
-        embed_size: numbers the encoder makes of an image.
+        embed_size: width of the encoder's output.
         deter_size: width of h.
         hidden_size: width of the dense layers.
         cell: which gated unit, by its name in `CELLS`.
@@ -46,7 +46,7 @@ class Recurrent(Dynamics):
         activation: Activation = "relu",
     ) -> None:
         if deter_size < 1:
-            raise ValueError(f"deter_size is {deter_size} but a memory needs at least 1: take SSM to have none")
+            raise ValueError(f"deter_size is {deter_size} but must be at least 1: use SSM for a model without deter")
         super().__init__(latent, action_size, embed_size, deter_size)
         self._activate = IN_PLACE[activation]
         self.from_stoch, self.from_action = joint_linears([latent.sample_size, action_size], hidden_size)
@@ -56,7 +56,7 @@ class Recurrent(Dynamics):
         self.posterior = nn.Linear(hidden_size, latent.param_size)
         initialize(self.posterior)
         for head in (self.prior.last, self.posterior):
-            self._to_params(head)
+            self._initialize_head(head)
 
     def step(
         self,
@@ -64,7 +64,7 @@ class Recurrent(Dynamics):
         stoch: Float[Tensor, "rows stoch"],
         action_share: Float[Tensor, "rows hidden"],
     ) -> Float[Tensor, "rows deter"]:
-        """The next h."""
+        """Returns the next h."""
         return self.cell(self._activate(torch.addmm(action_share, stoch, self.from_stoch.weight.t())), deter)
 
     def prior_params(self, context: Float[Tensor, "*batch deter"]) -> Float[Tensor, "*batch params"]:

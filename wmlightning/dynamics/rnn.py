@@ -8,21 +8,21 @@ from wmlightning.networks.activations import Activation
 
 
 class RNN(Recurrent):
-    """A recurrent network that is certain of everything: an RSSM with means in the place of samples.
+    """A deterministic recurrent network: an RSSM with means in the place of samples.
 
         dream:      a ---> [h'] ---> [m']         observe:   a ---> [h'] ---> [m']
                           ^   ^                                    ^   ^       ^
                          [h] [m]                                  [h] [m]     (o)
 
     [h] is `deter`, carried by the cell; [m], the mean of `latent`, is `stoch`. There is no noise, and the KL is
-    identically zero. Mind what follows: nothing then teaches the prior's mean what the posterior's is, so that a dream
-    runs on a layer that was never trained. That is the published comparison. Observation overshooting trains the
-    prior, and so does the reward of latent overshooting; or give `prior_error`.
+    identically zero. Therefore no loss trains the prior's mean to match the posterior's, and a dream runs on a layer
+    that was never trained, as in the published comparison. Observation overshooting trains the prior, and so do the
+    rewards of latent overshooting and `prior_error`.
 
     Args:
-        latent: what the parameters mean; its noise and its KL are not used.
+        latent: the one whose mean is `stoch`; its noise and its KL are not used.
         action_size: numbers in an action.
-        embed_size: numbers the encoder makes of an image.
+        embed_size: width of the encoder's output.
         deter_size: width of h.
         hidden_size: width of the dense layers.
         prior_error: weight of half the squared distance between the means of posterior and prior, which then takes the

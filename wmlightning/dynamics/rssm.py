@@ -4,13 +4,13 @@ from wmlightning.dynamics.recurrent import Recurrent
 
 
 class RSSM(Recurrent):
-    """A recurrent state-space model: a memory that is certain and a latent that is not.
+    """A recurrent state-space model: a deterministic memory and a stochastic latent.
 
         dream:      a ---> [h'] ---> (z')         observe:   a ---> [h'] ---> (z')
                           ^   ^                                    ^   ^       ^
                          [h] (z)                                  [h] (z)     (o)
 
-    [h] is `deter`, carried by the cell; (z) is `stoch`, drawn from `latent`. The prior of z' reads h' and nothing else,
+    [h] is `deter`, carried by the cell; (z) is `stoch`, drawn from `latent`. The prior of z' reads only h',
     and an image reaches the memory only through the sample of z.
 
                         latent                 cell                activation   deter, hidden   parameters, 6 actions
@@ -22,9 +22,9 @@ class RSSM(Recurrent):
     with embeds of 1,024 numbers, in Dreamer V2 of 1,536.
 
     Args:
-        latent: the kind of z.
+        latent: the kind of distribution of z.
         action_size: numbers in an action.
-        embed_size: numbers the encoder makes of an image.
+        embed_size: width of the encoder's output.
         deter_size: width of h.
         hidden_size: width of the dense layers.
         cell: "gru" (as PlaNet), "keras_gru" (as the code of Dreamer V1) or "layer_norm_gru" (Dreamer V2).

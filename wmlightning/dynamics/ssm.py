@@ -12,7 +12,7 @@ from wmlightning.networks.mlp import joint_linears
 
 
 class SSM(Dynamics):
-    """A state-space model: all that is remembered goes through samples.
+    """A state-space model: the whole state is stochastic, and the past is known only through samples.
 
         dream:      a ---> (z')         observe:   a ---> (z')
                             ^                              ^ ^
@@ -26,7 +26,7 @@ class SSM(Dynamics):
     Args:
         latent: the kind of z; a Gaussian, whose mean and std the posterior reads.
         action_size: numbers in an action.
-        embed_size: numbers the encoder makes of an image.
+        embed_size: width of the encoder's output.
         hidden_size: width of the dense layers.
         activation: of the dense layers.
 
@@ -50,7 +50,7 @@ class SSM(Dynamics):
         self.posterior = nn.Linear(hidden_size, latent.param_size)
         for head in (self.prior, self.posterior):
             initialize(head)
-            self._to_params(head)
+            self._initialize_head(head)
 
     def step(
         self,
@@ -58,11 +58,11 @@ class SSM(Dynamics):
         stoch: Float[Tensor, "rows stoch"],
         action_share: Float[Tensor, "rows hidden"],
     ) -> Float[Tensor, "rows params"]:
-        """The prior's parameters: there is nothing else to carry."""
+        """Returns the prior's parameters, which are the whole context."""
         return self.prior(self._activate(self.from_stoch(stoch) + action_share))
 
     def prior_params(self, context: Float[Tensor, "*batch params"]) -> Float[Tensor, "*batch params"]:
-        """The context itself."""
+        """Returns the context itself."""
         return context
 
     def posterior_params(

@@ -1,4 +1,4 @@
-"""What a world model remembers between two images."""
+"""The latent state of a world model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class State:
     """A latent state, or a whole batch of them; leading axes are free, e.g. (N,), (B, T) or (N, H).
 
     Args:
-        deter: the certain part, carried by a cell (MDN-RNN: [h, c] side by side), (..., D). A missing part has width 0.
+        deter: the deterministic part, carried by a cell (MDN-RNN: [h, c] side by side), (..., D); width 0 if missing.
         stoch: the sampled part, always flat, (..., S).
         params: parameters of the distribution `stoch` was drawn from; only the latent reads them, (..., P).
     """
@@ -24,19 +24,19 @@ class State:
 
     @cached_property
     def features(self) -> Tensor:
-        """What every head and every controller sees: [stoch, deter], (..., S + D)."""
+        """The input of every head and controller: [stoch, deter], (..., S + D)."""
         return torch.cat([self.stoch, self.deter], -1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "State":
-        """The same state with `function` applied to each tensor."""
+        """Returns the state with `function` applied to each tensor."""
         return State(function(self.deter), function(self.stoch), function(self.params))
 
     def detach(self) -> "State":
-        """The same numbers without their history."""
+        """Returns the state without its gradient graph."""
         return self.map(Tensor.detach)
 
     def flatten(self) -> "State":
-        """(B, T, .) to (B * T, .): every replayed state becomes one start."""
+        """Flattens (B, T, .) to (B * T, .): every replayed state becomes one start."""
         return self.map(lambda tensor: tensor.flatten(0, -2))
 
     def __getitem__(self, index: object) -> "State":

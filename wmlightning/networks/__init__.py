@@ -1,4 +1,4 @@
-"""Tensors in, tensors out; no network here knows of time but through a cell."""
+"""Networks: tensors in, tensors out; only the recurrent cells have a notion of time."""
 
 from wmlightning.networks.cells import CELLS, GRU, LSTM, KerasGRU, LayerNormGRU
 from wmlightning.networks.controller import Controller

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Activation = Literal["relu", "elu"]
-"""Which nonlinearity stands between layers."""
+"""The nonlinearity between two layers."""
 
 LAYERS = {"relu": nn.ReLU, "elu": nn.ELU}
 
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu_, "elu": functional.elu_}
 """The nonlinearities as functions that overwrite their argument, which saves a copy of it.
 
-For what a linear layer has just made and nobody else holds: its gradient does not need its output, and the
-nonlinearity's own is found from the result.
+For the output of a linear layer that is used nowhere else: the gradient of the layer does not need its output, and that
+of the nonlinearity is computed from the result.
 """

@@ -30,7 +30,7 @@ class LSTM(nn.Module):
         self.bias = nn.Parameter(torch.zeros(4 * hidden_size))
         with torch.no_grad():
             self.bias[hidden_size : 2 * hidden_size] = 1.0
-        # The fused kernel wants two biases; this one is no parameter and always zero.
+        # The fused kernel takes two biases; this one is not a parameter and always zero.
         self.register_buffer("_no_bias", torch.zeros(4 * hidden_size), persistent=False)
 
     def step(
@@ -48,7 +48,7 @@ class LSTM(nn.Module):
     def advance(
         self, inputs: Float[Tensor, "rows input"], memory: Float[Tensor, "rows two_hidden"]
     ) -> Float[Tensor, "rows two_hidden"]:
-        """`project` and `step` for where no gradient is wanted: the same bits, its temporaries used again and again.
+        """Does `project` and `step` without gradients: the same bits, in reused memory.
 
         Args:
             inputs: x, shape (N, input).
@@ -59,7 +59,7 @@ class LSTM(nn.Module):
         """
         hidden, cell = memory.chunk(2, -1)
         gates = self.project(inputs)
-        # Mixed precision does not look into what is done in place.
+        # Autocast does not apply to in-place operations.
         gates.addmm_(hidden.to(gates.dtype), self.hidden_weight.t().to(gates.dtype))
         enter, keep, new, leave = gates.chunk(4, -1)
         after = torch.empty_like(memory)
@@ -79,9 +79,9 @@ class LSTM(nn.Module):
         cell: Float[Tensor, "batch hidden"],
         forget: Bool[Tensor, "batch time"],
     ) -> tuple[Float[Tensor, "batch time hidden"], Float[Tensor, "batch hidden"], Float[Tensor, "batch hidden"]]:
-        """A whole window, as `step` at every t with h and c set to exactly zero after it where `forget` is true.
+        """Steps through a whole window; after each `step`, h and c are set to exactly zero where `forget` is true.
 
-        The fused kernel knows no forgetting, so the window is cut after every t at which some row forgets.
+        The fused kernel cannot reset, so the window is cut after every t at which some row forgets.
 
         Args:
             inputs: x, shape (B, T, input).
@@ -92,16 +92,20 @@ class LSTM(nn.Module):
         Returns:
             h at every t, (B, T, hidden), and the last h and c. (The fused kernel does not give c at every t.)
         """
-        some, every = forget.any(0).tolist(), forget.all(0).tolist()
-        rows, start, outputs = inputs.transpose(0, 1), 0, []  # time first is the kernel's own order
-        for end in [t + 1 for t in range(len(rows)) if some[t] or t == len(rows) - 1]:
-            if every[end - 1] and end - 1 == start:
-                piece = hidden[None]  # everyone forgets this one row, so it need not be computed
+        any_forgets = forget.any(0).tolist()
+        all_forget = forget.all(0).tolist()
+        rows = inputs.transpose(0, 1)  # time first is the kernel's own order
+        start = 0
+        outputs = []
+        for end in [t + 1 for t in range(len(rows)) if any_forgets[t] or t == len(rows) - 1]:
+            if all_forget[end - 1] and end - 1 == start:
+                piece = hidden[None]  # every row forgets this one step, so it need not be computed
             else:
                 piece, hidden, cell = self._fused(rows[start:end], hidden, cell)
-            if some[end - 1]:
+            if any_forgets[end - 1]:
                 gone = forget[:, end - 1, None]
-                hidden, cell = hidden.masked_fill(gone, 0.0), cell.masked_fill(gone, 0.0)
+                hidden = hidden.masked_fill(gone, 0.0)
+                cell = cell.masked_fill(gone, 0.0)
                 outputs += [piece[:-1], hidden[None]]
             else:
                 outputs.append(piece)
@@ -110,7 +114,7 @@ class LSTM(nn.Module):
 
     def _fused(self, inputs: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights = [self.input_weight, self.hidden_weight, self.bias, self._no_bias]
-        # The CPU's kernel does not know mixed precision.
+        # The CPU's kernel does not support mixed precision.
         with torch.autocast(inputs.device.type, enabled=False):
             inputs, hidden, cell = (tensor.to(self.bias.dtype) for tensor in (inputs, hidden, cell))
             states = (hidden[None].contiguous(), cell[None].contiguous())
@@ -120,7 +124,7 @@ class LSTM(nn.Module):
 
 
 class GRU(nn.Module):
-    """A gated recurrent unit that forgets before it thinks of something new, as TensorFlow's block cell does.
+    """A gated recurrent unit that resets its memory before the candidate is computed, as TensorFlow's block cell does.
 
         r, u = sigmoid(W_g [x, h] + b_g)        c = tanh(W_c [x, r * h] + b_c)        h' = u * h + (1 - u) * c
 
@@ -142,7 +146,7 @@ class GRU(nn.Module):
         gates, candidate = (math.sqrt(6 / (joint + width)) for width in (2 * hidden_size, hidden_size))
         drawn = [torch.empty(2 * hidden_size, joint).uniform_(-gates, gates)]
         drawn += [torch.empty(hidden_size, joint).uniform_(-candidate, candidate)]
-        # The share of x, of gates and candidate alike, is one product; r stands between h and the candidate.
+        # x enters gates and candidate through one product; h cannot, because r comes between h and the candidate.
         self.input_weight = nn.Parameter(torch.cat([weight[:, :input_size] for weight in drawn]))
         self.gate_weight = nn.Parameter(drawn[0][:, input_size:].contiguous())
         self.candidate_weight = nn.Parameter(drawn[1][:, input_size:].contiguous())
@@ -156,12 +160,12 @@ class GRU(nn.Module):
         gates, candidate = shares.split([2 * self.hidden_size, self.hidden_size], -1)
         reset, update = torch.addmm(gates, hidden, self.gate_weight.t()).sigmoid().chunk(2, -1)
         candidate = torch.tanh(torch.addmm(candidate, reset * hidden, self.candidate_weight.t()))
-        # float32, also where mixed precision has made candidate and update of fewer bits.
+        # float32, also where mixed precision has computed candidate and update in fewer bits.
         return torch.lerp(candidate.float(), hidden.float(), update.float())
 
 
 class KerasGRU(nn.Module):
-    """A gated recurrent unit that resets what it has made of its memory, as Keras' and PyTorch's cells do.
+    """A gated recurrent unit that resets after the product with its memory, as Keras' and PyTorch's cells do.
 
         r, u = sigmoid(W_g x + b_g + V_g h + d_g)   c = tanh(W_c x + b_c + r * (V_c h + d_c))   h' = u * h + (1 - u) * c
 
@@ -199,7 +203,7 @@ class KerasGRU(nn.Module):
 
 
 class LayerNormGRU(nn.Module):
-    """A gated recurrent unit that normalises what it has made of input and memory, and starts out slow.
+    """A gated recurrent unit with a LayerNorm over all three gates, which at first updates slowly.
 
         r, c, u = split(LayerNorm(W [x, h] + b))        h' = u' * tanh(sigmoid(r) * c) + (1 - u') * h
                                                         u' = sigmoid(u - 1)
@@ -228,10 +232,10 @@ class LayerNormGRU(nn.Module):
         self, inputs: Float[Tensor, "rows input"], hidden: Float[Tensor, "rows hidden"]
     ) -> Float[Tensor, "rows hidden"]:
         """One step of time: x (N, input) and h (N, hidden) to the next h."""
-        # Two products that add up rather than one of [x, h], of which the graph would keep a copy.
+        # Two products, added, rather than one of [x, h]: the graph would keep a copy of the concatenation.
         share = functional.linear(inputs, self.input_weight, self.bias)
         gates = torch.addmm(share, hidden, self.hidden_weight.T)
-        # float32 from here on: under mixed precision only the products are not.
+        # float32 from here on: under mixed precision only the products have fewer bits.
         reset, candidate, update = self.norm(gates.float()).chunk(3, -1)
         return torch.lerp(hidden.float(), torch.tanh(reset.sigmoid() * candidate), torch.sigmoid(update - 1))
 

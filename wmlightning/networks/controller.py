@@ -8,7 +8,7 @@ from wmlightning.recipes import Recorded
 
 
 class Controller(Recorded, nn.Module):
-    """Maps what the world model knows to an action, for one parameter vector or a whole population of them.
+    """Maps the features of a world model to actions, with one parameter vector or with a whole population of them.
 
         action = tanh(W x + b)                      or, with one hidden layer,       tanh(W2 tanh(W1 x + b1) + b2)
 
@@ -43,9 +43,10 @@ class Controller(Recorded, nn.Module):
         super().__init__()
         widths = {"z": latent_size, "zh": latent_size + memory_size, "zch": latent_size + 2 * memory_size}
         if features not in widths:
-            raise ValueError(f'features is "{features}" but a controller can see "z", "zh" or "zch": choose one')
+            raise ValueError(f'features is "{features}" but must be "z", "zh" or "zch": choose one')
         self.input_size = widths[features]
-        self.hidden_size, self.bias = hidden_size, bias
+        self.hidden_size = hidden_size
+        self.bias = bias
         sizes = [self.input_size, *([hidden_size] if hidden_size else []), action_size]
         self.shapes = list(zip(sizes[1:], sizes[:-1], strict=True))
         self.size = sum(outputs * (inputs + bias) for outputs, inputs in self.shapes)
@@ -63,7 +64,7 @@ class Controller(Recorded, nn.Module):
         features: Float[Tensor, "rows features"],
         owner: Int[Tensor, "rows"],
     ) -> Float[Tensor, "rows action"]:
-        """Acts with many parameter vectors at once, one batched product a layer.
+        """Acts with many parameter vectors at once, with one batched product for each layer.
 
         Args:
             candidates: parameter vectors, (P, n).
@@ -73,20 +74,24 @@ class Controller(Recorded, nn.Module):
         Returns:
             Actions in [-1, 1], (N, A). A row's action does not depend on the other rows.
         """
-        theta, hidden, start = candidates[owner], features[:, : self.input_size, None], 0
+        theta = candidates[owner]
+        hidden = features[:, : self.input_size, None]
+        start = 0
         for outputs, inputs in self.shapes:
             end = start + outputs * inputs
             hidden = torch.bmm(theta[:, start:end].unflatten(1, (outputs, inputs)), hidden)
             if self.bias:
-                start, end = end, end + outputs
+                start = end
+                end = end + outputs
                 hidden = hidden + theta[:, start:end, None]
-            hidden, start = torch.tanh(hidden), end
+            hidden = torch.tanh(hidden)
+            start = end
         return hidden.squeeze(-1)
 
     def act_together(
         self, candidates: Float[Tensor, "population size"], features: Float[Tensor, "population episodes features"]
     ) -> Float[Tensor, "population episodes action"]:
-        """As `act` where every candidate has as many rows as any other: one product a candidate, not one a row.
+        """As `act` where all candidates have equally many rows: one product for each candidate instead of each row.
 
         Args:
             candidates: parameter vectors, (P, n).
@@ -95,14 +100,17 @@ class Controller(Recorded, nn.Module):
         Returns:
             Actions in [-1, 1], (P, E, A).
         """
-        hidden, start = features[..., : self.input_size], 0
+        hidden = features[..., : self.input_size]
+        start = 0
         for outputs, inputs in self.shapes:
             end = start + outputs * inputs
             weight = candidates[:, start:end].unflatten(1, (outputs, inputs)).mT
             if self.bias:
-                start, end = end, end + outputs
+                start = end
+                end = end + outputs
                 hidden = torch.baddbmm(candidates[:, None, start:end], hidden, weight)
             else:
                 hidden = torch.bmm(hidden, weight)
-            hidden, start = torch.tanh(hidden), end
+            hidden = torch.tanh(hidden)
+            start = end
         return hidden

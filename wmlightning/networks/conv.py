@@ -27,7 +27,7 @@ class ConvEncoder(Recorded, nn.Module):
     """Four convolutions, kernel 4 and stride 2 without padding: 64 -> 31 -> 14 -> 6 -> 2 pixels a side.
 
     A nonlinearity follows each. The last one looks at four patches only and is computed as a matrix product, which is
-    up to three times faster on a CPU, forth and back.
+    up to three times faster on a CPU, forward and backward.
 
     Args:
         channels: channels of the image.
@@ -52,10 +52,10 @@ class ConvEncoder(Recorded, nn.Module):
         Raises:
             ValueError: for images that are not 64x64 or have another number of channels.
         """
-        wanted = (self.layers[0].in_channels, 64, 64)
-        if image.shape[1:] != wanted:
+        expected = (self.layers[0].in_channels, 64, 64)
+        if image.shape[1:] != expected:
             raise ValueError(
-                f"images are (channels, height, width) = {tuple(image.shape[1:])} but the encoder reads {wanted}: "
+                f"images are (channels, height, width) = {tuple(image.shape[1:])} but the encoder reads {expected}: "
                 "let the environment resize to 64 pixels, or set `channels`"
             )
         *first, last = self.layers
@@ -69,9 +69,9 @@ class ConvDecoder(Recorded, nn.Module):
     """A dense layer and four transposed convolutions, stride 2: 1 -> 5 -> 13 -> 30 -> 64 pixels a side.
 
     A nonlinearity between the convolutions, nothing after the dense layer and nothing after the last. Two layers are
-    computed in another way than they are stored, with the same weights and, but for rounding, the same numbers: the
-    first sees a map of one pixel and is a matrix product, to be joined with the dense layer's; the last has few output
-    channels and runs as one convolution for each of the four positions of a pixel under its stride.
+    computed in a faster way, with the same weights and, up to rounding, the same numbers: the first sees a map of one
+    pixel and is a matrix product, which can be joined with the dense layer's; the last has few output channels and runs
+    as one convolution for each of the four positions of a pixel under its stride.
 
     Args:
         input_size: width of the features.
@@ -104,10 +104,10 @@ class ConvDecoder(Recorded, nn.Module):
         return _by_subpixels(self.last, self._activate(hidden))
 
     def maps(self, features: Float[Tensor, "rows size"]) -> Float[Tensor, "rows wide 5 5"]:
-        """The dense layer and the first transposed convolution, which nothing stands between, with its nonlinearity."""
+        """The dense layer and the first transposed convolution, with no nonlinearity between them and one after."""
         weight = self.first.weight.flatten(1)
         if len(features) > features.shape[1]:
-            # More rows than features: multiply the two matrices first, that is fewer numbers.
+            # More rows than features: multiplying the two matrices first is less work.
             both = torch.cat([self.dense.weight.T, self.dense.bias[None]]) @ weight
             hidden = torch.addmm(both[-1], features, both[:-1])
         else:
@@ -119,9 +119,10 @@ class ConvDecoder(Recorded, nn.Module):
 def _by_patches(layer: nn.Conv2d, hidden: Tensor) -> Tensor:
     """A convolution without padding as one matrix product over its patches: (rows * height * width, channels) out.
 
-    Not a view of that by rows, which would cost a copy of its gradient where it is overwritten.
+    Not a view with rows apart: overwriting a view would cost a copy of its gradient.
     """
-    size, stride = layer.kernel_size[0], layer.stride[0]
+    size = layer.kernel_size[0]
+    stride = layer.stride[0]
     patches = hidden.permute(0, 2, 3, 1).unfold(1, size, stride).unfold(2, size, stride)
     weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
     return functional.linear(patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, weight.shape[1]), weight, layer.bias)

@@ -1,4 +1,4 @@
-"""What is read off the features of a world: the reward for arriving there, and whether the episode goes on."""
+"""Heads of a world model: from features to the reward for arriving there, and to whether the episode goes on."""
 
 from typing import Literal
 
@@ -21,8 +21,8 @@ class RewardHead(MLP):
         layers: hidden layers, at least 0.
         units: width of a hidden layer.
         activation: "relu" (PlaNet) or "elu" (Dreamer).
-        squash: "tanh" predicts tanh(reward), which Dreamer does where rewards have very different sizes (Atari). What
-            the head says is then squashed too, wherever it is used; "none" keeps the environment's units.
+        squash: "tanh" predicts tanh(reward), which Dreamer does where rewards have very different sizes (Atari). The
+            prediction is then squashed wherever it is used; "none" keeps the environment's units.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class RewardHead(MLP):
         self.squash = squash
 
     def distribution(self, features: Float[Tensor, "*batch features"]) -> Normal:
-        """The reward for arriving at features (..., F), as it is learnt, (...)."""
+        """The distribution of the reward for arriving at features (..., F), squashed as it is learnt, (...)."""
         return Normal(self(features).float()[..., 0], 1.0, validate_args=False)
 
     def target(self, reward: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """What is learnt of the environment's rewards."""
+        """The environment's rewards as the head learns them."""
         return torch.tanh(reward) if self.squash == "tanh" else reward
 
     def nats(
@@ -52,18 +52,18 @@ class RewardHead(MLP):
 
 
 class ContHead(Recorded, nn.Module):
-    """Dense layers that predict the probability that the episode goes on; without layers that is certain.
+    """Dense layers that predict the probability that the episode goes on; without layers it is always 1.
 
         target = label * cont,      cont = 1, or 0 where the episode ends by itself (a time limit does not count)
 
-    A label below 1 makes the head say the discount too: what it predicts then takes the discount's place.
+    A label below 1 includes the discount: the prediction is then used in the discount's place.
 
     Args:
         input_size: width of the features.
         layers: hidden layers; 0 for no head.
         units: width of a hidden layer.
         activation: "relu" or "elu".
-        label: what a step that goes on is labelled, above 0 and at most 1.
+        label: target of a step that goes on, above 0 and at most 1.
 
     Raises:
         ValueError: if label is out of its range, or given where there is no head to learn it.
@@ -88,19 +88,19 @@ class ContHead(Recorded, nn.Module):
         self.mlp = MLP(input_size, 1, layers, units, activation) if layers else None
 
     def distribution(self, features: Float[Tensor, "*batch features"]) -> Bernoulli:
-        """That the episode goes on at features (..., F), (...)."""
+        """The distribution of cont, whether the episode goes on, at features (..., F), (...)."""
         if self.mlp is None:
             return Bernoulli(probs=torch.ones_like(features[..., 0]))
         return Bernoulli(logits=self.mlp(features).float()[..., 0], validate_args=False)
 
     def target(self, cont: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """What a head that knows would say of steps that go on (1) or do not (0)."""
+        """The targets of steps that go on (1) or do not (0)."""
         return self.label * cont
 
     def nats(
         self, features: Float[Tensor, "*batch features"], cont: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch"]:
-        """The cross-entropy of what is true and what is predicted, (...); needs layers."""
+        """The cross-entropy of targets and predictions, (...); needs layers."""
         assert self.mlp is not None
         logits = self.mlp(features).float()[..., 0]
         return functional.binary_cross_entropy_with_logits(logits, self.target(cont), reduction="none")

@@ -1,4 +1,4 @@
-"""Dense layers: a few in a row, and one whose inputs arrive at different times."""
+"""Dense layers: a stack of them, and one layer split by its inputs."""
 
 import math
 from collections.abc import Sequence
@@ -50,18 +50,18 @@ class MLP(Recorded, nn.Module):
 
     def forward(self, inputs: Float[Tensor, "*batch input"]) -> Float[Tensor, "*batch output"]:
         """(..., input_size) to (..., output_size)."""
-        # Rows in one axis: of more, a linear layer makes a view, and to overwrite a view costs copies of its gradient.
+        # Rows in one axis: with more, a linear layer returns a view, and overwriting a view copies its gradient.
         outputs = self.layers(inputs.reshape(-1, inputs.shape[-1]))
         return outputs.reshape(*inputs.shape[:-1], outputs.shape[-1])
 
 
 def joint_linears(input_sizes: Sequence[int], output_size: int) -> list[nn.Linear]:
-    """One dense layer over inputs laid side by side, as one layer for each of them: their outputs add up.
+    """Splits one dense layer over concatenated inputs into one layer for each input, whose outputs add up.
 
         W [x, y] + b = W_x x + (W_y y + b)
 
-    So the share of an input that is known for a whole window is computed once, outside the loop over time. The weights
-    start within the Glorot bound of the joint layer; the last of the layers has the bias, zero.
+    So the product with an input that is known for a whole window is computed once, outside the loop over time. The
+    weights start within the Glorot bound of the joint layer; the last of the layers has the bias, zero.
 
     Args:
         input_sizes: width of each input.
@@ -76,6 +76,6 @@ def joint_linears(input_sizes: Sequence[int], output_size: int) -> list[nn.Linea
 
 
 def split_glorot(layer: nn.Linear, parts: int) -> None:
-    """Starts a layer's weights as if it were several layers of equal width side by side, each with its own bound."""
+    """Initializes a layer as several layers of equal width side by side, each with its own Glorot bound."""
     for part in layer.weight.detach().chunk(parts):
         nn.init.xavier_uniform_(part)

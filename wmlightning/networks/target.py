@@ -1,4 +1,4 @@
-"""Networks that rest while others learn: one that follows another from afar, and parts that are frozen for a moment."""
+"""Weights that are not trained while others are: target networks, and modules frozen within a `with` block."""
 
 import contextlib
 import copy
@@ -12,7 +12,7 @@ from wmlightning.validation import at_least
 
 
 class TargetNetwork(Recorded, nn.Module):
-    """A copy of a network that is renewed now and then, so that what is learnt does not run after itself.
+    """A slowly updated copy of a network, so that targets do not change with every update of the network itself.
 
         at update 0                       copy = source
         at every `every`th update         copy = (1 - share) copy + share source
@@ -21,8 +21,8 @@ class TargetNetwork(Recorded, nn.Module):
     V1). The copy has no gradient, and is part of the checkpoint.
 
     Args:
-        every: gradient steps between two renewals, at least 1.
-        share: how much of the source a renewal takes over, above 0 and at most 1.
+        every: gradient steps between two updates of the copy, at least 1.
+        share: weight of the source in an update, above 0 and at most 1.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -37,23 +37,24 @@ class TargetNetwork(Recorded, nn.Module):
         at_least(1, every=every)
         if not 0 < share <= 1:
             raise ValueError(f"share is {share} but must be above 0 and at most 1: 1 copies all of it")
-        self.every, self.share = every, share
+        self.every = every
+        self.share = share
         self.copy: nn.Module | None = None
-        # Of this update it is known that it was seen to: with accumulated gradients several batches share one.
+        # The last update at which the copy was renewed: with accumulated gradients several batches share one update.
         self.register_buffer("renewed_at", torch.tensor(-1))
 
     def attach(self, source: nn.Module) -> None:
-        """Begins as a copy of the source."""
+        """Makes the copy of the source, unless the source itself is used."""
         if (self.every, self.share) != (1, 1.0):
             self.copy = copy.deepcopy(source).requires_grad_(False)
 
     def of(self, source: nn.Module) -> nn.Module:
-        """The network that gives targets: the copy, or the source itself."""
+        """Returns the network that computes targets: the copy, or the source itself."""
         return source if self.copy is None else self.copy
 
     @torch.no_grad()
     def renew(self, source: nn.Module, updates: int) -> None:
-        """Takes the source over if it is time.
+        """Updates the copy from the source if an update is due.
 
         Args:
             source: the network that learns.
@@ -69,9 +70,9 @@ class TargetNetwork(Recorded, nn.Module):
 
 @contextlib.contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """While it lasts these weights are constants: gradients flow through them, to what comes before, and not to them.
+    """Makes weights constants within a `with` block: gradients flow through them to the inputs but not to them.
 
-    (Under autocast a weight that is not frozen may come from a cache, and its gradient go where it was filled.)
+    (Under autocast a weight that is not frozen may come from a cache, whose gradient goes to where it was filled.)
     """
     trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:

@@ -1,4 +1,4 @@
-"""The mathematics of learning: functions and parts that return unreduced values, (B, T) or (N, H)."""
+"""Losses and returns: functions and modules that return unreduced values, (B, T) or (N, H)."""
 
 from wmlightning.objectives.actor import ActorLoss, DynamicsBackprop, Mixed, Reinforce
 from wmlightning.objectives.contrastive import Contrastive

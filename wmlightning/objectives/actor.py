@@ -1,4 +1,4 @@
-"""What an actor learns from a dream: three ways for a return to say which actions were good."""
+"""Losses of an actor on imagined trajectories: through the dynamics, REINFORCE, or a mixture of both."""
 
 from abc import ABC, abstractmethod
 
@@ -9,10 +9,10 @@ from wmlightning.recipes import Recorded
 
 
 class ActorLoss(Recorded, ABC):
-    """How returns of dreams teach the policy that dreamt them (abstract).
+    """Turns the returns of dreams into a loss of the policy that acted in them (abstract).
 
     Attributes:
-        through_dynamics: whether the gradient comes through the returns, so that the dream must keep its graph.
+        through_dynamics: whether the gradient flows through the returns, so that the dream must keep its graph.
         needs_value: whether it reads `log_prob` and `value`; otherwise they may be None.
     """
 
@@ -26,22 +26,23 @@ class ActorLoss(Recorded, ABC):
         returns: Float[Tensor, "rows horizon"],
         value: Float[Tensor, "rows horizon"] | None,
     ) -> Float[Tensor, "rows horizon"]:
-        """The loss of every step of every dream, (N, H), to be weighted and averaged.
+        """Returns the loss of every step of every dream, (N, H), before weighting and averaging.
 
         Args:
-            log_prob: ln pi(a[t] | s[t]) of the actions that were dreamt, these detached.
+            log_prob: ln pi(a[t] | s[t]) of the dream's actions, which are detached.
             returns: G[t].
-            value: v(s[t]), what was to be expected; no gradient reaches it.
+            value: v(s[t]), the baseline; no gradient reaches it.
         """
 
 
 class DynamicsBackprop(ActorLoss):
-    """Climbs the return along its own gradient, through reward, value and dynamics to the actions:  loss = -G[t].
+    """Maximises the return by its gradient through reward, value and dynamics to the actions:  loss = -G[t].
 
     Source: Hafner et al. 2020 (Dreamer V1), equation 7; Dreamer V2 for continuous actions.
     """
 
-    through_dynamics, needs_value = True, False
+    through_dynamics = True
+    needs_value = False
 
     def __call__(
         self,
@@ -49,20 +50,21 @@ class DynamicsBackprop(ActorLoss):
         returns: Float[Tensor, "rows horizon"],
         value: Float[Tensor, "rows horizon"] | None,
     ) -> Float[Tensor, "rows horizon"]:
-        """-G[t]; neither probability nor value is read."""
+        """Returns -G[t]; neither probability nor value is read."""
         return -returns
 
 
 class Reinforce(ActorLoss):
-    """Makes actions likelier that led to more than was expected:  loss = -ln pi(a[t] | s[t]) sg(G[t] - v(s[t])).
+    """Makes actions likelier whose return exceeded the value:  loss = -ln pi(a[t] | s[t]) sg(G[t] - v(s[t])).
 
-    Without bias, and with more variance than the gradient of the dream has. Nothing need be differentiable but the
-    policy.
+    The gradient is unbiased and has more variance than that through the dynamics. Only the policy has to be
+    differentiable.
 
     Source: Williams 1992; Hafner et al. 2021 (Dreamer V2), equation 6, for discrete actions.
     """
 
-    through_dynamics, needs_value = False, True
+    through_dynamics = False
+    needs_value = True
 
     def __call__(
         self,
@@ -70,7 +72,7 @@ class Reinforce(ActorLoss):
         returns: Float[Tensor, "rows horizon"],
         value: Float[Tensor, "rows horizon"] | None,
     ) -> Float[Tensor, "rows horizon"]:
-        """-ln pi sg(G[t] - v[t])."""
+        """Returns -ln pi sg(G[t] - v[t])."""
         assert log_prob is not None, "log_prob is read where needs_value is true"
         assert value is not None, "value is read where needs_value is true"
         return -log_prob * (returns - value).detach()
@@ -89,7 +91,8 @@ class Mixed(ActorLoss):
     Source: Hafner et al. 2021 (Dreamer V2), equation 6.
     """
 
-    through_dynamics, needs_value = True, True
+    through_dynamics = True
+    needs_value = True
 
     def __init__(self, reinforce: float = 0.1) -> None:
         if not 0 <= reinforce <= 1:
@@ -103,6 +106,6 @@ class Mixed(ActorLoss):
         returns: Float[Tensor, "rows horizon"],
         value: Float[Tensor, "rows horizon"] | None,
     ) -> Float[Tensor, "rows horizon"]:
-        """rho times one loss and 1 - rho times the other."""
+        """Returns rho times one loss and 1 - rho times the other."""
         reinforce, dynamics = (part(log_prob, returns, value) for part in self._parts)
         return self.reinforce * reinforce + (1 - self.reinforce) * dynamics

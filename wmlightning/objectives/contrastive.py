@@ -1,4 +1,4 @@
-"""A world model without a decoder: states must say which image they belong to, among many."""
+"""A contrastive loss, in the place of a decoder: states must identify their image among many."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from wmlightning.validation import above
 
 
 class Contrastive(Recorded, nn.Module):
-    """Guesses a state from its image, and wants every state to fit its own image better than all others (InfoNCE).
+    """Predicts a state from its image, and asks every state to fit its own image better than all others (InfoNCE).
 
         loss[i] = -ln q(s[i] | o[i]) + ln sum over j of q(s[i] | o[j])
 
@@ -26,17 +26,17 @@ class Contrastive(Recorded, nn.Module):
     encoder and state.
 
     Args:
-        embed_size: numbers the encoder makes of an image; None for those of the world model that it becomes part of.
-        feature_size: numbers of a state's features, [stoch, deter]; None where embed_size is.
+        embed_size: width of the encoder's output; None takes that of the world model that it becomes part of.
+        feature_size: width of a state's features, [stoch, deter]; None where embed_size is None.
         layers: hidden layers.
         units: their width.
-        min_std: what no standard deviation falls below, above 0.
+        min_std: lower bound of the standard deviation, above 0.
         activation: of the dense layers.
 
     Raises:
         ValueError: if min_std is not above 0, or one size is given without the other.
 
-    Source: Hafner et al. 2020 (Dreamer V1), equation 12, in the sum over images that is printed there; sizes as in
+    Source: Hafner et al. 2020 (Dreamer V1), equation 12, with the sum over images as printed there; sizes as in
     their first code (3 x 400 with ELU, std = softplus(raw + ln(e - 1)) + 0.01). That code sums over 300 shifted copies
     of the STATES for a fixed image instead; all pairs of a batch of 50 x 50 are two matrix products here.
     """
@@ -52,7 +52,8 @@ class Contrastive(Recorded, nn.Module):
     ) -> None:
         super().__init__()
         above(0, min_std=min_std)
-        self.min_std, self.sizes = min_std, None
+        self.min_std = min_std
+        self.sizes = None
         self._layers: tuple[int, int, Activation] = (layers, units, activation)
         if embed_size is not None and feature_size is not None:
             self.build(embed_size, feature_size)
@@ -60,19 +61,19 @@ class Contrastive(Recorded, nn.Module):
             raise ValueError(f"embed_size is {embed_size} and feature_size {feature_size}: give both sizes or neither")
 
     def build(self, embed_size: int, feature_size: int) -> None:
-        """Makes the layers; where they are there already, makes sure that they fit.
+        """Makes the layers, or checks the sizes if the layers exist.
 
         Args:
             embed_size: as of the class.
             feature_size: as of the class.
 
         Raises:
-            ValueError: if they are there, for other sizes.
+            ValueError: if they exist with other sizes.
         """
         if self.sizes is None:
             self.head = MLP(embed_size, 2 * feature_size, *self._layers)
             self.sizes = embed_size, feature_size
-            # So that it can be built again without a world model.
+            # Recorded, so that the recipe builds it without a world model.
             vars(self)["_arguments"].update(embed_size=embed_size, feature_size=feature_size)
         if self.sizes != (embed_size, feature_size):
             raise ValueError(
@@ -93,8 +94,8 @@ class Contrastive(Recorded, nn.Module):
         """The loss of every row of every window, in nats, (B, T).
 
         Args:
-            embeds: the encoder's numbers of the images.
-            features: of the states that belong to them.
+            embeds: the encoder's outputs for the images.
+            features: those of the states of the same rows.
         """
         mean, std = (tensor.flatten(0, 1) for tensor in self.mean_std(embeds))
         log_probs = log_prob_of_pairs(features.flatten(0, 1).float(), _gather(mean), _gather(std))
@@ -105,18 +106,19 @@ class Contrastive(Recorded, nn.Module):
 def log_prob_of_pairs(
     values: Float[Tensor, "rows size"], mean: Float[Tensor, "others size"], std: Float[Tensor, "others size"]
 ) -> Float[Tensor, "rows others"]:
-    """ln of the density of every value under every one of some diagonal Gaussians, (N, M).
+    """Returns ln of the density of every value under every diagonal Gaussian, (N, M).
 
     The square is multiplied out, which leaves two matrix products instead of an array of (N, M, size) numbers:
 
         ln N(x; m, s) = [x^2, x] . [-1 / 2 s^2, m / s^2] - sum(m^2 / 2 s^2 + ln s) - size / 2 ln 2 pi
 
-    It is taken from the middle of the values, where the terms that cancel are smallest.
+    The mean of the values is subtracted first, so that the terms that cancel are small.
     """
-    # Not in half precision: the terms that cancel are much larger than what they leave.
+    # Not in half precision: the terms that cancel are much larger than their sum.
     with torch.autocast(values.device.type, enabled=False):
-        middle = values.detach().mean(0)
-        values, mean = values - middle, mean - middle
+        center = values.detach().mean(0)
+        values = values - center
+        mean = mean - center
         precision = std.square().reciprocal()
         pull = mean * precision
         rest = -(0.5 * mean * pull + std.log()).sum(-1) - 0.5 * math.log(2 * math.pi) * values.shape[1]
@@ -124,13 +126,13 @@ def log_prob_of_pairs(
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes, by rank. The gradient of a row is the sum of what every process wants of it."""
+    """Gathers the rows of all processes, by rank. The gradient of a row is the sum over all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        everyones = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(everyones, rows.contiguous())
-        return torch.cat(everyones)
+        gathered = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
 
     @staticmethod
     @once_differentiable
@@ -141,8 +143,8 @@ class _Gather(torch.autograd.Function):
 
 
 def _gather(rows: Tensor) -> Tensor:
-    together = distributed.is_available() and distributed.is_initialized()
-    return _Gather.apply(rows) if together else rows  # type: ignore[return-value]
+    is_distributed = distributed.is_available() and distributed.is_initialized()
+    return _Gather.apply(rows) if is_distributed else rows  # type: ignore[return-value]
 
 
 def _rank() -> int:

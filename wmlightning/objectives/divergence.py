@@ -1,4 +1,4 @@
-"""How far a posterior may go from its prior, and what that costs."""
+"""Losses on the KL of posterior and prior: with free nats, or balanced between the two."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -14,7 +14,7 @@ from wmlightning.validation import at_least
 
 
 class KLLoss(Recorded, ABC):
-    """What the KL of posterior and prior costs (abstract)."""
+    """A loss on the KL of posterior and prior (abstract)."""
 
     @abstractmethod
     def __call__(
@@ -23,11 +23,11 @@ class KLLoss(Recorded, ABC):
         posterior: Float[Tensor, "batch time params"],
         prior: Float[Tensor, "batch time params"],
     ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-        """The loss of every element and its plain KL(posterior || prior), both in nats, (B, T)."""
+        """Returns the loss of every element and its plain KL(posterior || prior), both in nats, (B, T)."""
 
 
 class FreeNatsKL(KLLoss):
-    """A KL that costs nothing extra below some nats: there it is good enough and has no gradient.
+    """A KL that is constant below some free nats, where it has no gradient.
 
         each element    loss = max(KL, free)                          KL summed over the latent, before any mean
         on the mean     loss = KL where mean(KL) > free, else free    the mean over batch and time, and over processes
@@ -42,7 +42,8 @@ class FreeNatsKL(KLLoss):
 
     def __init__(self, free_nats: float = 3.0, per_element: bool = True) -> None:
         at_least(0, free_nats=free_nats)
-        self.free_nats, self.per_element = free_nats, per_element
+        self.free_nats = free_nats
+        self.per_element = per_element
 
     def __call__(
         self,
@@ -50,7 +51,7 @@ class FreeNatsKL(KLLoss):
         posterior: Float[Tensor, "batch time params"],
         prior: Float[Tensor, "batch time params"],
     ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-        """Gradients flow to both, where they flow."""
+        """See `KLLoss`; gradients flow to both wherever the KL is not free."""
         nats = latent.kl(posterior, prior)
         if self.per_element:
             return nats.clamp(min=self.free_nats), nats
@@ -58,13 +59,13 @@ class FreeNatsKL(KLLoss):
 
 
 class BalancedKL(KLLoss):
-    """A KL that pulls more at the prior than at the posterior, which should not give way to a prior still poor.
+    """A KL that moves the prior more than the posterior, which should not be drawn to a poorly trained prior.
 
         loss = balance * KL(sg(posterior) || prior) + (1 - balance) * KL(posterior || sg(prior))
 
-    Its value is the plain KL's, and so are its gradients but for their weight: `balance` for the prior's parameters and
-    1 - balance for the posterior's. Free nats are those on the mean of `FreeNatsKL`, of each half alone: as both halves
-    have the same value, both are free or none is.
+    Its value is the plain KL's, and so are its gradients except for their weights: `balance` for the prior's parameters
+    and 1 - balance for the posterior's. Free nats are those on the mean of `FreeNatsKL`, of each half alone: as both
+    halves have the same value, both are free or none is.
 
     Args:
         balance: the prior's share, in [0, 1].
@@ -81,7 +82,8 @@ class BalancedKL(KLLoss):
         if not 0 <= balance <= 1:
             raise ValueError(f"balance is {balance} but is a share: give a number in [0, 1]")
         at_least(0, free_nats=free_nats)
-        self.balance, self.free_nats = balance, free_nats
+        self.balance = balance
+        self.free_nats = free_nats
 
     def __call__(
         self,
@@ -89,8 +91,8 @@ class BalancedKL(KLLoss):
         posterior: Float[Tensor, "batch time params"],
         prior: Float[Tensor, "batch time params"],
     ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-        """Gradients flow to both, in their shares; the plain KL is for looking at and has none."""
-        # One KL instead of two: each half is this one where the other's gradient is stopped.
+        """See `KLLoss`; gradients flow to both, weighted, and the plain KL is for logging and has none."""
+        # One KL instead of two: each half is this KL with the gradient of the other argument stopped.
         nats = latent.kl(_scale_gradient(posterior, 1 - self.balance), _scale_gradient(prior, self.balance))
         return _free_on_the_mean(nats, self.free_nats) if self.free_nats else nats, nats.detach()
 
@@ -108,12 +110,12 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 def _scale_gradient(values: Tensor, scale: float) -> Tensor:
-    """The values as they are, whose gradient is multiplied on its way back."""
+    """Returns the values unchanged; their gradient is multiplied by `scale`."""
     return _ScaleGradient.apply(values, scale)  # type: ignore[return-value]
 
 
 def _free_on_the_mean(nats: Tensor, free: float) -> Tensor:
-    """The nats where their mean, over all processes, is above the free ones; else what is free, without a gradient."""
+    """Returns the nats where their mean, over all processes, exceeds the free nats; else `free`, without a gradient."""
     mean = nats.detach().mean()
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(mean)

@@ -1,8 +1,8 @@
-"""Predicting further than one step: the latent and the observation overshooting of PlaNet.
+"""Overshooting: PlaNet's losses on predictions of more than one step, in latent space or on observations.
 
     row t                        0      1      2      3
     starts (distance 1)         -1      0      1      2       prior of row t, 1 step from the start's posterior
-    starts (distance 2)          .     -1      0      1       after 2 steps, without a look at the image between
+    starts (distance 2)          .     -1      0      1       after 2 steps, without the image between
     starts (distance 3)          .      .     -1      0       -1 is the state before the window, as in `observe`
 
 Where a start would lie further back (.) and where a reset lies between, there is no such prior: the mask is false.
@@ -25,11 +25,11 @@ from wmlightning.recipes import Recorded
 
 
 class Overshot(NamedTuple):
-    """What overshooting costs, unreduced.
+    """The losses of overshooting, unreduced.
 
     Args:
         loss: (B, T, D), in nats; entry (t, d - 1) belongs to the prior of row t at distance d. Zero outside the mask.
-        mask: bool (B, T, D), where there is such a prior.
+        mask: bool (B, T, D), where such a prior exists.
     """
 
     loss: Float[Tensor, "batch time distance"]
@@ -41,7 +41,7 @@ class Overshot(NamedTuple):
 
 
 def check_distance(distance: int, rows: int) -> None:
-    """Makes sure that windows of so many rows reach so far; ValueError if not."""
+    """Raises ValueError unless the distance is between 1 and the rows of a window."""
     if not 1 <= distance <= rows:
         raise ValueError(f"the overshooting distance is {distance} but windows have {rows} rows: take 1 to {rows}")
 
@@ -57,25 +57,28 @@ def multi_step_priors(
 
     Yields:
         For d = 1 to distance: the priors of rows d - 1 to T - 1, each d steps from its start, and which of them exist.
-        Their `stoch` is a sample, their `params` say of what.
+        Their `stoch` is a sample of the distribution with their `params`.
 
     Raises:
         ValueError: if the distance is not between 1 and T.
     """
     rows, time = is_first.shape
     check_distance(distance, time)
-    before, gone = dynamics.initial(rows), is_first[..., None]
+    before = dynamics.initial(rows)
+    gone = is_first[..., None]
     deter, stoch = (
         torch.cat([first[:, None], rest[:, :-1]], 1).masked_fill(gone, 0.0)
         for first, rest in ((before.deter, posterior.deter), (before.stoch, posterior.stoch))
     )
-    state, actions = State(deter, stoch, stoch[..., :0]), actions.masked_fill(gone, 0.0)
+    state = State(deter, stoch, stoch[..., :0])
+    actions = actions.masked_fill(gone, 0.0)
     exists = torch.ones_like(is_first)
     for d in range(1, distance + 1):
         if d > 1:
-            state, exists = state[:, :-1], exists[:, :-1] & ~is_first[:, d - 1 :]
-        there = dynamics.imagine_step(state.flatten(), actions[:, d - 1 :].flatten(0, 1))
-        state = there.map(lambda tensor, shape=exists.shape: tensor.unflatten(0, shape))
+            state = state[:, :-1]
+            exists = exists[:, :-1] & ~is_first[:, d - 1 :]
+        arrived = dynamics.imagine_step(state.flatten(), actions[:, d - 1 :].flatten(0, 1))
+        state = arrived.map(lambda tensor, shape=exists.shape: tensor.unflatten(0, shape))
         yield state, exists
 
 
@@ -87,12 +90,12 @@ def latent_overshooting(
     distance: int,
     kl: KLLoss,
 ) -> Overshot:
-    """The KL of every posterior to the priors that were made 1 to D steps before.
+    """Returns the KL of every posterior to the priors predicted from 1 to D steps before.
 
         loss[t, d] = kl( q(s_t | o<=t), p(s_t | s_{t-1}) ),     s_{t-1} ~ p(s_{t-1} | s_{t-d}) q(s_{t-d} | o<=t-d)
 
-    For d > 1 the posterior of row t has no gradient, so that predictions learn from what was seen and not the other way
-    round; the posterior that a prediction starts from keeps its own.
+    For d > 1 the posterior of row t is detached, so that predictions learn from posteriors and not the other way round;
+    the posterior that a prediction starts from keeps its gradient.
 
     Args:
         dynamics: with `latent`, `initial` and `imagine_step`.
@@ -100,12 +103,14 @@ def latent_overshooting(
         actions: as in a Batch: actions[:, t] led to row t.
         is_first: where episodes begin.
         distance: D, from 1 to T.
-        kl: what a KL costs.
+        kl: the loss on a KL.
 
     Source: Hafner et al. 2019 (PlaNet), equations 6 and 7.
     """
 
-    return _towards(posterior, multi_step_priors(dynamics, posterior, actions, is_first, distance), dynamics.latent, kl)
+    return _kl_to_priors(
+        posterior, multi_step_priors(dynamics, posterior, actions, is_first, distance), dynamics.latent, kl
+    )
 
 
 def observation_overshooting(
@@ -115,11 +120,11 @@ def observation_overshooting(
     distance: int,
     pixels: Float[Tensor, "batch time c h w"] | None = None,
 ) -> Overshot:
-    """The negative log-likelihood of every image and reward under the priors made 1 to D steps before.
+    """Returns the negative log-likelihood of every image and reward under the priors from 1 to D steps before.
 
         loss[t, d] = -ln p(o_t | s_t) - reward_scale ln p(r_t | s_t),       s_t ~ p(s_t | s_{t-d}) q(s_{t-d} | o<=t-d)
 
-    Images are drawn again in the backward pass instead of being kept: D times a window's would not fit into memory.
+    Images are decoded again in the backward pass instead of being kept: those of D windows would not fit into memory.
 
     Args:
         model: with `dynamics`, `image_nats(features, pixels)`, `reward_nats(features, reward)`, `pixels(image)` and
@@ -127,67 +132,69 @@ def observation_overshooting(
         posterior: the states of a window, (B, T).
         batch: that window.
         distance: D, from 1 to T.
-        pixels: what the decoder has to draw, the same as for the posterior; None for the model's `pixels` of the batch,
-            which may draw noise anew.
+        pixels: the decoder's target, the same as for the posterior; None for the model's `pixels` of the batch, which
+            may draw new noise.
 
-    Source: Hafner et al. 2019 (PlaNet), figure 3b, after Amos et al. 2018; their released code has it not.
+    Source: Hafner et al. 2019 (PlaNet), figure 3b, after Amos et al. 2018; it is not in their released code.
     """
 
-    drawn = model.pixels(batch.observation["image"]).unflatten(0, batch.shape) if pixels is None else pixels
+    target = model.pixels(batch.observation["image"]).unflatten(0, batch.shape) if pixels is None else pixels
 
     def cost(d: int, prior: State) -> Tensor:
-        features, seen = prior.features, drawn[:, d - 1 :]
-        rows = (features.flatten(0, 1), seen.flatten(0, 1))
+        features = prior.features
+        rows = (features.flatten(0, 1), target[:, d - 1 :].flatten(0, 1))
         image = checkpoint(model.image_nats, *rows, use_reentrant=False, preserve_rng_state=False)
         reward = model.reward_nats(features, batch.reward[:, d - 1 :])
         return image.unflatten(0, reward.shape) + model.reward_scale * reward  # type: ignore[union-attr]
 
     priors = multi_step_priors(model.dynamics, posterior, batch.action, batch.is_first, distance)
-    return _collect((cost(d, prior), exists) for d, (prior, exists) in enumerate(priors, 1))
+    return _pad_and_stack((cost(d, prior), exists) for d, (prior, exists) in enumerate(priors, 1))
 
 
 class Overshooting(Recorded, ABC):
-    """What predictions further than one step add to a world model's loss (abstract).
+    """The terms of a world model's loss on predictions of more than one step (abstract).
 
     Args:
         distance: D, the furthest prediction, in rows.
         scale: weight of the mean over distances.
     """
 
-    nearest = 1
-    """The shortest distance that makes sense."""
+    min_distance = 1
+    """The smallest distance that adds a term."""
 
     def __init__(self, distance: int, scale: float = 1.0) -> None:
-        if distance < self.nearest:
-            raise ValueError(f"distance is {distance} but {type(self).__name__} needs at least {self.nearest}")
-        self.distance, self.scale = distance, scale
+        if distance < self.min_distance:
+            raise ValueError(f"distance is {distance} but {type(self).__name__} needs at least {self.min_distance}")
+        self.distance = distance
+        self.scale = scale
 
     @abstractmethod
     def __call__(
         self, model: Any, posterior: State, batch: Batch, pixels: Float[Tensor, "batch time c h w"], kl: KLLoss
     ) -> dict[str, Float[Tensor, "batch time"]]:
-        """Named parts of the loss, (B, T), already weighted; the outer sum over t is a mean here as everywhere."""
+        """Returns named terms of the loss, (B, T), already weighted; the outer sum over t is a mean as everywhere."""
 
 
 class LatentOvershooting(Overshooting):
-    """Trains multi-step priors towards later posteriors, in latent space: no image is drawn for it.
+    """Trains multi-step priors towards later posteriors, in latent space, without decoding images.
 
         loss[t] = scale / (D - 1) * sum over d = 2..D of kl[t, d]    + reward_scale / (D - 1) * sum of -ln p(r_t | s_t)
 
-    Distance 1 is the ordinary KL, which the world model has anyway (so equation 7's beta_1 is D * kl_scale). What does
-    not exist, at a window's start and across resets, counts as zero: the authors' final code has a constant there,
-    their first one divided by what exists.
+    Distance 1 is the ordinary KL, which the world model has anyway (so equation 7's beta_1 is D * kl_scale). Priors
+    that do not exist, at a window's start and across resets, count as zero: the authors' final code has a constant
+    there, their first one divided by the number that exist.
 
     Args:
-        distance: D, at least 2; the length of a window for all there are.
+        distance: D, at least 2; the length of a window for all distances.
         scale: weight of the mean KL over distances, beta.
-        reward_scale: weight of the reward's likelihood under the multi-step priors. 100 in the first release (its text
-            says multi-step priors; its code gave the head posteriors without gradient, so that only the head learned).
+        reward_scale: weight of the reward's likelihood under the multi-step priors. 100 in the first release, whose
+            text says multi-step priors, while its code gave the head detached posteriors, so that only the head
+            learned.
 
     Source: Hafner et al. 2019 (PlaNet), equation 7.
     """
 
-    nearest = 2
+    min_distance = 2
 
     def __init__(self, distance: int, scale: float = 1.0, reward_scale: float = 0.0) -> None:
         super().__init__(distance, scale)
@@ -196,12 +203,12 @@ class LatentOvershooting(Overshooting):
     def __call__(
         self, model: Any, posterior: State, batch: Batch, pixels: Float[Tensor, "batch time c h w"], kl: KLLoss
     ) -> dict[str, Float[Tensor, "batch time"]]:
-        """`overshooting_kl` and, with a reward_scale, `overshooting_reward`."""
+        """Returns `overshooting_kl` and, with a reward_scale, `overshooting_reward`."""
         priors = list(multi_step_priors(model.dynamics, posterior, batch.action, batch.is_first, self.distance))
-        overshot = _towards(posterior, priors, model.dynamics.latent, kl)
+        overshot = _kl_to_priors(posterior, priors, model.dynamics.latent, kl)
         found = {"overshooting_kl": self.scale * overshot.mean_over_distances(2)}
         if self.reward_scale:
-            rewards = _collect(
+            rewards = _pad_and_stack(
                 (model.reward_nats(prior.features, batch.reward[:, d - 1 :]), exists)
                 for d, (prior, exists) in enumerate(priors, 1)
             )
@@ -210,11 +217,11 @@ class LatentOvershooting(Overshooting):
 
 
 class ObservationOvershooting(Overshooting):
-    """Draws every image, and says every reward, from all the priors that were made 1 to D steps before.
+    """Predicts every image and every reward from all the priors made 1 to D steps before.
 
         loss[t] = scale / D * sum over d = 1..D of ( -ln p(o_t | s_t) - model's reward_scale * ln p(r_t | s_t) )
 
-    Costs D decodings of every window. What does not exist, at a window's start and across resets, counts as zero.
+    Costs D decodings of every window. Priors that do not exist, at a window's start and across resets, count as zero.
 
     Args:
         distance: D, at least 1.
@@ -226,22 +233,23 @@ class ObservationOvershooting(Overshooting):
     def __call__(
         self, model: Any, posterior: State, batch: Batch, pixels: Float[Tensor, "batch time c h w"], kl: KLLoss
     ) -> dict[str, Float[Tensor, "batch time"]]:
-        """`overshooting_observation`."""
+        """Returns `overshooting_observation`."""
         overshot = observation_overshooting(model, posterior, batch, self.distance, pixels)
         return {"overshooting_observation": self.scale * overshot.mean_over_distances()}
 
 
-def _towards(posterior: State, priors: Iterable[tuple[State, Tensor]], latent: Any, kl: KLLoss) -> Overshot:
+def _kl_to_priors(posterior: State, priors: Iterable[tuple[State, Tensor]], latent: Any, kl: KLLoss) -> Overshot:
     def cost(d: int, prior: State) -> Tensor:
         target = posterior.params[:, d - 1 :]
         return kl(latent, target if d == 1 else target.detach(), prior.params)[0]
 
-    return _collect((cost(d, prior), exists) for d, (prior, exists) in enumerate(priors, 1))
+    return _pad_and_stack((cost(d, prior), exists) for d, (prior, exists) in enumerate(priors, 1))
 
 
-def _collect(parts: Iterable[tuple[Tensor, Tensor]]) -> Overshot:
-    """Pads the values of each distance in front, where they do not exist, and lays the distances side by side."""
-    losses, masks = [], []
+def _pad_and_stack(parts: Iterable[tuple[Tensor, Tensor]]) -> Overshot:
+    """Pads the losses of each distance with zeros in front, and stacks the distances along a last axis."""
+    losses = []
+    masks = []
     for d, (loss, exists) in enumerate(parts, 1):
         masks.append(functional.pad(exists, (d - 1, 0)))
         losses.append(functional.pad(torch.where(exists, loss, 0.0), (d - 1, 0)))

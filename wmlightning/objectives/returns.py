@@ -1,4 +1,4 @@
-"""What dreamt rewards and values add up to."""
+"""Returns of imagined trajectories, and the weights of their steps."""
 
 import torch
 from jaxtyping import Float
@@ -45,18 +45,18 @@ def lambda_return(
         )
     if not 0 <= lambda_ <= 1:
         raise ValueError(f"lambda_ is {lambda_} but must be in [0, 1]")
-    # What does not wait for G[t+1], for all t at once; and what it is multiplied by.
+    # The part without G[t+1], for all t at once, and the factor of G[t+1].
     known = torch.addcmul(reward, discount, value[:, 1:], value=1 - lambda_)
     share = discount * lambda_
     # unbind, not [:, t]: the gradient of H slices is H whole dreams.
     returns = [value[:, -1]]
-    for now, passed_on in zip(reversed(known.unbind(1)), reversed(share.unbind(1)), strict=True):
-        returns.append(torch.addcmul(now, passed_on, returns[-1]))
+    for part, factor in zip(reversed(known.unbind(1)), reversed(share.unbind(1)), strict=True):
+        returns.append(torch.addcmul(part, factor, returns[-1]))
     return torch.stack(returns[:0:-1], 1)
 
 
 def discount_weights(discount: Float[Tensor, "rows horizon"]) -> Float[Tensor, "rows horizon"]:
-    """How much each step of a dream counts: as much as one is still there to see it.
+    """Returns the weight of each step of a dream: the product of the discounts of earlier steps.
 
         w[0] = 1,     w[t] = d[0] * ... * d[t-1]
 
@@ -67,7 +67,7 @@ def discount_weights(discount: Float[Tensor, "rows horizon"]) -> Float[Tensor, "
         discount: d[0..H-1] as in `lambda_return`, shape (N, H).
 
     Returns:
-        w[0..H-1], shape (N, H), detached: a policy must not learn to end episodes that go badly.
+        w[0..H-1], shape (N, H), detached: a policy must not learn to end bad episodes early.
 
     Source: Hafner et al. 2021 (Dreamer V2), section 2 (weights of equations 5 and 6); the code of Dreamer V1.
     """

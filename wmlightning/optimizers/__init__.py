@@ -1,4 +1,4 @@
-"""How parameters are searched where gradients do not reach."""
+"""Optimizers without gradients."""
 
 from wmlightning.optimizers.cmaes import CMAES
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from wmlightning.runtime import torch_threads
 
 with warnings.catch_warnings():
-    # It tells everybody without matplotlib that its own plots are not available; nothing here draws them.
+    # Without matplotlib it warns that its own plots are not available; they are not used here.
     warnings.filterwarnings("ignore", "Could not import matplotlib", UserWarning)
     import cma
     from cma.sampler import GaussFullSampler
     from cma.sigma_adaptation import CMAAdaptSigmaCSA
 
-# What must be carried over for a bit-exact continuation, by the object of the library that owns it. Everything else in
-# it is either constant (recombination weights, learning rates), rebuilt by `ask`, or only read by its stopping rules.
+# What a checkpoint needs for a bit-exact continuation, by the object of the library that has it. Everything else there
+# is either constant (recombination weights, learning rates), rebuilt by `ask`, or only read by its stopping rules.
 _STRATEGY = ("mean", "pc", "sigma", "countiter", "_isotropic_mean_shift_iteration")
 _SAMPLER = ("C", "B", "D", "last_update", "count_tell", "count_eigen")
 _STEP_SIZE = ("ps", "delta", "_ps_updated_iteration")
@@ -31,18 +31,19 @@ class CMAES(torch.optim.Optimizer):
         candidates ~ N(mean, sigma^2 C)   ->   losses   ->   mean, sigma and C move towards the better half
 
     One generation is one `step`. No gradient is used; the parameters only receive the mean of the distribution, which
-    is the best guess (better than the best candidate when losses are noisy). The search itself runs in float64.
+    is the best estimate (better than the best candidate when losses are noisy). The search itself runs in float64.
 
     The mathematics is the library `cma`. The step size is adapted by its path length (CSA) at every size, because from
     300 parameters on the library would silently take two-point adaptation with injected samples instead. Candidates are
-    a function of (seed, generation) and of the losses told so far: the global random state of numpy is neither read nor
-    moved, and asking twice gives the same candidates. The library's stopping rules are ignored: the trainer decides.
+    a function of (seed, generation) and of the losses passed to `tell` so far: numpy's global random state is neither
+    read nor changed, and asking twice gives the same candidates. The library's stopping rules are ignored: the trainer
+    decides.
 
     Args:
-        parameters: what is searched; flattened in this order. Their values are the first mean.
+        parameters: those that are searched, flattened in this order. Their values are the first mean.
         sigma: first standard deviation of every coordinate, above 0.
         population: candidates per generation, at least 4; more is safer on noisy losses.
-        seed: names the stream of candidates, at least 0.
+        seed: of the stream of candidates, at least 0.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -57,7 +58,7 @@ class CMAES(torch.optim.Optimizer):
         if population < 4:
             raise ValueError(f"population is {population} but CMA-ES needs at least 4 candidates: raise it")
         if seed < 0:
-            raise ValueError(f"seed is {seed} but must be at least 0: it names a stream of candidates")
+            raise ValueError(f"seed is {seed} but must be at least 0: it seeds the stream of candidates")
         super().__init__(parameters, {"sigma": sigma, "population": population, "seed": seed})
         self._options = self.param_groups[0]
         self._search = self._fresh_search()
@@ -65,7 +66,7 @@ class CMAES(torch.optim.Optimizer):
 
     @property
     def generation(self) -> int:
-        """Generations told so far."""
+        """Generations completed so far."""
         return int(self._search.countiter)
 
     @property
@@ -79,7 +80,7 @@ class CMAES(torch.optim.Optimizer):
         return float(self._search.sigma)
 
     def ask(self) -> Tensor:
-        """This generation's candidates, float64 (population, n); the same until they are told."""
+        """Returns this generation's candidates, float64 (population, n), the same ones until `tell` is called."""
         if self._candidates is None:
             with torch_threads(1):
                 self._candidates = np.stack(self._search.ask())
@@ -89,20 +90,20 @@ class CMAES(torch.optim.Optimizer):
         """Moves the distribution towards the candidates of low loss; the parameters stay as they are.
 
         Args:
-            candidates: what `ask` returned, (population, n), as a tensor or anything numpy reads.
-            losses: one loss a candidate, likewise; lower is better, and only their order matters.
+            candidates: those that `ask` returned, (population, n), as a tensor or anything numpy reads.
+            losses: one loss for each candidate, likewise; lower is better, and only their order matters.
 
         Raises:
             ValueError: if a loss is not a number, or candidates and losses differ in number.
         """
-        self.ask()  # the library wants to be asked in the same process; after a resume it may not have been
+        self.ask()  # the library requires `ask` before `tell` in the same process, also after a resume
         rows = np.asarray(candidates, dtype=np.float64)
         values = np.asarray(losses, dtype=np.float64).reshape(-1)
-        wanted = (self._options["population"], self._search.N)
-        if rows.shape != wanted or len(values) != len(rows):
+        expected = (self._options["population"], self._search.N)
+        if rows.shape != expected or len(values) != len(rows):
             raise ValueError(
-                f"candidates have shape {rows.shape} with {len(values)} losses but {wanted} with {wanted[0]} losses is "
-                "wanted: tell every candidate that ask returned, once"
+                f"candidates have shape {rows.shape} with {len(values)} losses but must have {expected} with "
+                f"{expected[0]} losses: tell every candidate that ask returned, once"
             )
         if np.isnan(values).any():
             worst = int(np.flatnonzero(np.isnan(values))[0])
@@ -112,17 +113,18 @@ class CMAES(torch.optim.Optimizer):
         self._candidates = None
 
     def mean_after(self, losses: Any) -> Tensor:
-        """The mean that telling these losses of the present candidates will give, float64 (n,)."""
-        weights, order = self._search.sp.weights.positive_weights, np.argsort(np.asarray(losses))
+        """Returns the mean that `tell` will move to, given losses of the current candidates, float64 (n,)."""
+        weights = self._search.sp.weights.positive_weights
+        order = np.argsort(np.asarray(losses))
         return torch.from_numpy(np.dot(weights, self.ask().numpy()[order][: len(weights)]))
 
     @torch.no_grad()
     def step(self, closure: Callable[..., Any]) -> float:  # type: ignore[override]
-        """One generation: ask, evaluate, tell, and the mean into the parameters.
+        """Runs one generation: ask, evaluate, tell, and copies the mean into the parameters.
 
         Args:
             closure: maps candidates (population, n) to losses (population,). Lightning wraps closures and strips their
-                arguments (`self.optimizers().step(closure)`), so one that takes none is also fine: it gets its
+                arguments (`self.optimizers().step(closure)`), so one that takes none is also accepted: it gets its
                 candidates from `ask`, which returns the same ones.
 
         Returns:
@@ -135,10 +137,10 @@ class CMAES(torch.optim.Optimizer):
         return float(np.min(np.asarray(losses)))
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(vars(self))  # torch would copy the parameters' groups and lose the search
+        return dict(vars(self))  # torch would copy only the parameter groups and lose the search
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole search: float64 tensors and whole numbers, so that it loads with `weights_only=True`."""
+        """Returns the whole search as float64 tensors and whole numbers, so that it loads with `weights_only=True`."""
         state = {
             f"{part}.{name}": _plain(getattr(owner, name))
             for part, (owner, names) in self._owners(self._search).items()
@@ -149,19 +151,20 @@ class CMAES(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where `state_dict` was taken, bit for bit; the parameters stay as they are.
 
-        The checkpoint's sigma and seed win over the constructor's, with a warning where the seeds differ.
+        The checkpoint's sigma and seed replace the constructor's, with a warning where the seeds differ.
 
         Raises:
-            ValueError: if the state belongs to another number of parameters or another population.
+            ValueError: if the state has another number of parameters or another population.
         """
-        # torch would cast the state to the parameters' float32 and drop what it cannot assign to one of them.
-        state, options = state_dict["state"], state_dict["param_groups"][0]
+        # torch's own method would cast the state to the parameters' float32 and drop entries of no parameter.
+        state = state_dict["state"]
+        options = state_dict["param_groups"][0]
         sizes = (len(state["strategy.mean"]), options["population"])
-        wanted = (self._search.N, self._options["population"])
-        if sizes != wanted:
+        expected = (self._search.N, self._options["population"])
+        if sizes != expected:
             raise ValueError(
                 f"the checkpoint searches {sizes[0]} parameters with a population of {sizes[1]}, but this run has "
-                f"{wanted[0]} and {wanted[1]}: use the same controller and population, or start anew"
+                f"{expected[0]} and {expected[1]}: use the same controller and population, or start anew"
             )
         if options["seed"] != self._options["seed"]:
             warnings.warn(
@@ -176,9 +179,10 @@ class CMAES(torch.optim.Optimizer):
                 # The order of B's axes in memory decides how its products round: keep it.
                 setattr(owner, name, np.array(value.cpu().numpy(), order="K") if isinstance(value, Tensor) else value)
         search._updateBDfromSM(search.sm)
-        search.mean_old = search.mean  # `tell` shifts it on before it looks
+        search.mean_old = search.mean  # `tell` updates it before it reads it
         search.mean_after_tell = search.mean.copy()
-        self._search, self._candidates = search, None
+        self._search = search
+        self._candidates = None
 
     def _fresh_search(self) -> Any:
         start = torch.cat([p.detach().reshape(-1) for group in self.param_groups for p in group["params"]])
@@ -187,10 +191,10 @@ class CMAES(torch.optim.Optimizer):
             "AdaptSigma": CMAAdaptSigmaCSA,
             "randn": self._noise,
             "seed": np.nan,  # leaves numpy's global random state alone
-            "verbose": -10,  # says nothing, writes no file, reads no cma_signals.in
-            # Below 6 candidates it would inject mirrored ones that it remembers from one generation to the next.
+            "verbose": -10,  # prints nothing, writes no file, reads no cma_signals.in
+            # Below 6 candidates it would inject mirrored ones, a state kept from one generation to the next.
             "CMA_mirrors": 0,
-            # It would move part of C into a coordinate transformation beyond condition 1e12, far from our use.
+            # Beyond condition 1e12, far from our use, it would move part of C into a coordinate transformation.
             "conditioncov_alleviate": False,
         }
         search = cma.CMAEvolutionStrategy(start.double().cpu().numpy(), self._options["sigma"], options)
@@ -199,7 +203,7 @@ class CMAES(torch.optim.Optimizer):
         gap = 10 * cast(GaussFullSampler, search.sm).lazy_update_gap
         search.sm = _TorchSampler(search.N, gap, randn=self._noise, eigenmethod=_eigh)
         search._updateBDfromSM(search.sm)
-        search.ask()  # starts the library's clock, which `tell` wants running
+        search.ask()  # starts the library's clock, which `tell` requires
         search._flgtelldone = True
         return search
 
@@ -216,7 +220,8 @@ class CMAES(torch.optim.Optimizer):
         }
 
     def _mean_into_parameters(self) -> None:
-        mean, start = self.mean, 0
+        mean = self.mean
+        start = 0
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.copy_(mean[start : start + parameter.numel()].view_as(parameter))
@@ -224,7 +229,7 @@ class CMAES(torch.optim.Optimizer):
 
 
 class _TorchSampler(GaussFullSampler):
-    """The library's multivariate normal with its matrix products done by torch, on one thread.
+    """The library's multivariate normal with its matrix products computed by torch, on one thread.
 
     Threads of a matrix library spin while they wait for each other: beside busy environments or a second rank one
     decomposition then takes seconds instead of a quarter of one. numpy's cannot be held to one thread from inside,
@@ -237,7 +242,8 @@ class _TorchSampler(GaussFullSampler):
         return (torch.from_numpy(noise) @ torch.from_numpy(self.B).T).numpy()
 
     def update(self, vectors: Any, weights: Any, c1_times_delta_hsigma: float = 0) -> None:
-        rows, weights = torch.from_numpy(np.asarray(vectors)), np.array(weights)
+        rows = torch.from_numpy(np.asarray(vectors))
+        weights = np.array(weights)
         keep = 1 + c1_times_delta_hsigma - weights.sum()
         negative = weights < 0
         lengths = (rows[torch.from_numpy(negative)] @ torch.from_numpy(self.B)).numpy() / self.D
@@ -246,7 +252,8 @@ class _TorchSampler(GaussFullSampler):
         self.count_tell += 1
 
     def transform_inverse(self, x: np.ndarray) -> np.ndarray:
-        axes, vector = torch.from_numpy(self.B), torch.from_numpy(np.ascontiguousarray(x))
+        axes = torch.from_numpy(self.B)
+        vector = torch.from_numpy(np.ascontiguousarray(x))
         return (axes @ ((axes.T @ vector) / torch.from_numpy(self.D))).numpy()
 
 

@@ -270,7 +270,7 @@ def newest_windows(trainer: Any, context: int, horizon: int) -> tuple[str, Batch
             break
         try:
             names = data.episodes(validation=held_out)
-            newest = SegmentedEpisodes(sorted(names, key=lambda name: name.age)[-EPISODES:])
+            newest = SegmentedEpisodes(sorted(names, key=lambda name: name.arrival)[-EPISODES:])
             rows = min(context + horizon, int(newest.lengths.max()))
             batch = WindowDataset(UniformWindows(rows)).draw(data.store, newest, data.seed, 0, WINDOWS)
         except ValueError as error:

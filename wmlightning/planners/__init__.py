@@ -1,4 +1,4 @@
-"""Search: which actions to take, given a world to imagine them in."""
+"""Planners: search for actions in a world model."""
 
 from wmlightning.planners.cem import CEM, Search
 

@@ -1,4 +1,4 @@
-"""The cross-entropy method: many imagined action sequences, of which the best say where to search next."""
+"""The cross-entropy method: samples action sequences, imagines them, and fits the next samples to the best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from wmlightning.seeds import derive_seed
 
 @dataclass
 class Search:
-    """What a search came to, for N environments.
+    """The result of a search, for N environments.
 
     Args:
         mean: the plan, (N, H, A); its first action is the one to take.
-        std: how sure the search is of it, (N, H, A).
+        std: standard deviation of the last elites around it, (N, H, A).
         returns: predicted returns of each iteration's elites, best first, (N, iterations, elites).
     """
 
@@ -29,32 +29,32 @@ class Search:
 
     @property
     def predicted(self) -> Float[Tensor, "rows"]:
-        """The return that the model promises: the mean over the last elites. Choosing them makes it optimistic."""
+        """The return that the model predicts: the mean over the last elites, optimistic because they are the best."""
         return self.returns[:, -1].mean(-1)
 
 
 class CEM(Recorded):
-    """Plans by imagining candidate action sequences and moving towards the best of them, over and over.
+    """Plans by imagining candidate action sequences and moving towards the best of them, repeatedly.
 
-        mean = 0, std = 1                                           (H, A), anew at every decision
+        mean = 0, std = 1                                           (H, A), at every decision
         repeat: actions ~ clip(N(mean, std^2), -1, 1)               candidates
                 return  = sum over k = 1..H of reward(s[k]) * cont(s[1]) * ... * cont(s[k-1])
                 mean, std = mean and sqrt(variance + 1e-6) of the elites, the candidates with the highest returns
 
-    The first action of the last mean is taken: not the best candidate's, which owes more to luck. s[0] is the state one
-    is in and the same for all candidates; from there each rolls the prior forward by sampling. Rewards are the
-    predicted means at the states that the H actions lead to, undiscounted; a certain cont multiplies by 1. The variance
-    is the population's.
+    The first action of the last mean is taken, not the best candidate's, whose return is more a matter of chance. s[0]
+    is the current state, the same for all candidates; from there each rolls the prior forward by sampling. Rewards are
+    the predicted means at the states that the H actions lead to, undiscounted; a certain cont multiplies by 1. The
+    variance is the population's.
 
     All environments are planned for at once, as one batch of N * candidates rows. An environment's noise is a function
-    of its own seed, the iteration and the position, so its plan is the same whoever is planned for beside it. Rounding
+    of its own seed, the iteration and the position, so its plan does not depend on the other environments. Rounding
     can differ with the size of the batch, and may, rarely, decide which of two equally good candidates is an elite.
 
     Args:
-        horizon: steps that are imagined, H.
-        candidates: action sequences an iteration.
-        elites: how many of them the next iteration is fitted to, at most `candidates`.
-        iterations: how often.
+        horizon: imagined steps, H.
+        candidates: action sequences in each iteration.
+        elites: candidates that the next iteration is fitted to, at most `candidates`.
+        iterations: number of iterations.
         precision: of the products in the model: "float32", or "bfloat16" for a device that multiplies those faster
             (a GPU, a CPU with AMX or AVX512-BF16; any other CPU is many times slower with it). Rewards are added and
             actions kept in float32 either way.
@@ -79,35 +79,40 @@ class CEM(Recorded):
                 raise ValueError(f"{name} is {count} but must be at least 1")
         if elites > candidates:
             raise ValueError(f"elites is {elites} of {candidates} candidates: ask for fewer elites or more candidates")
-        self.horizon, self.candidates, self.elites, self.iterations = horizon, candidates, elites, iterations
+        self.horizon = horizon
+        self.candidates = candidates
+        self.elites = elites
+        self.iterations = iterations
         self.precision = precision
 
     def plan(
         self, model: Any, state: State, seeds: Int[Tensor, "rows"] | Sequence[int]
     ) -> Float[Tensor, "rows action"]:
-        """The action to take in each environment.
+        """Returns the action to take in each environment.
 
         Args:
-            model: the world to imagine in, any `LatentModel` whose dynamics have `imagine_step` and `imagine_noise`.
-            state: where each environment is, (N).
-            seeds: whole numbers from 0, (N): each names the noise of its row.
+            model: any `LatentModel` whose dynamics have `imagine_step` and `imagine_noise`.
+            state: the current state of each environment, (N).
+            seeds: whole numbers from 0, (N): each seeds the noise of its row.
 
         Raises:
-            ValueError: if what the model predicts is not finite.
+            ValueError: if the model's predictions are not finite.
         """
         return self.search(model, state, seeds).mean[:, 0]
 
     @torch.no_grad()
     def search(self, model: Any, state: State, seeds: Int[Tensor, "rows"] | Sequence[int]) -> Search:
-        """As `plan`, with all that was found on the way."""
-        rows, device = len(state.stoch), state.stoch.device
+        """Plans as `plan` does and returns the whole search."""
+        rows = len(state.stoch)
+        device = state.stoch.device
         seeds = [int(seed) for seed in seeds]
         if len(seeds) != rows:
             raise ValueError(f"there are {len(seeds)} seeds for {rows} rows: give each row its own")
-        # Row by row all of its candidates, the order in which `_noise` and `_returns` lay theirs out too.
+        # All candidates of the first row, then of the second: `_noise` and `_returns` use the same order.
         start = state.map(lambda tensor: tensor.repeat_interleave(self.candidates, 0))
         mean = torch.zeros(rows, self.horizon, model.dynamics.action_size, device=device)
-        std, found = torch.ones_like(mean), []
+        std = torch.ones_like(mean)
+        elite_returns = []
         for iteration in range(self.iterations):
             noise, steps = self._noise(model, seeds, iteration, device)
             actions = torch.addcmul(mean[:, None], std[:, None], noise).clamp_(-1, 1)
@@ -117,42 +122,45 @@ class CEM(Recorded):
             elites = actions.gather(1, chosen[:, :, None, None].expand(-1, -1, *actions.shape[2:]))
             variance, mean = torch.var_mean(elites, 1, correction=0)
             std = (variance + 1e-6).sqrt()
-            found.append(best)
-        result = Search(mean, std, torch.stack(found, 1))
+            elite_returns.append(best)
+        result = Search(mean, std, torch.stack(elite_returns, 1))
         if not bool(torch.isfinite(result.returns).all()):
             raise ValueError("the model predicts returns that are not finite: its weights have diverged, train it anew")
         return result
 
     def _returns(self, model: Any, start: State, actions: Tensor, steps: list[Any]) -> Tensor:
         """Predicted returns (N, J) of actions (N, J, H, A), all from one rollout of N * J rows."""
-        state, total, alive = start, 0.0, 1.0
+        state = start
+        total = 0.0
+        alive = 1.0
         for action, noise in zip(actions.flatten(0, 1).unbind(1), steps, strict=True):
             state = model.dynamics.imagine_step(state, action, noise=noise)
             features = state.features
             total = total + alive * model.reward(features).mean.float()
-            # Arriving where the world ends still pays; what would come after does not.
+            # The reward for arriving at a terminal state counts; later rewards do not.
             alive = alive * model.cont(features).mean
         return torch.as_tensor(total).view(actions.shape[:2])
 
     def _noise(self, model: Any, seeds: list[int], iteration: int, device: torch.device) -> tuple[Tensor, list[Any]]:
         """Standard normal numbers for the actions, (N, J, H, A), and what `imagine_step` takes at each of the H steps.
 
-        Row by row, each from a generator of its own: drawing is the one thing that cannot be done for all at once.
+        Each row draws from its own generator, so that this is the one thing that is not batched over rows.
         """
         size = self.candidates, self.horizon, model.dynamics.action_size
-        drawn, dreamt = [], []
+        action_noise = []
+        step_noise = []
         for seed in seeds:
             generator = torch.Generator(device).manual_seed(derive_seed(seed, iteration))
-            drawn.append(torch.randn(size, generator=generator, device=device))
-            dreamt.append(model.dynamics.imagine_noise(self.horizon * self.candidates, generator))
+            action_noise.append(torch.randn(size, generator=generator, device=device))
+            step_noise.append(model.dynamics.imagine_noise(self.horizon * self.candidates, generator))
         starts = range(0, self.horizon * self.candidates, self.candidates)
-        return torch.stack(drawn), [_joined(dreamt, slice(k, k + self.candidates)) for k in starts]
+        return torch.stack(action_noise), [_concatenate(step_noise, slice(k, k + self.candidates)) for k in starts]
 
 
-def _joined(parts: Sequence[Any], chosen: slice) -> Any:
-    """The chosen noise of all rows, one after the other: a tensor, a tuple of them, or None if nothing is sampled."""
+def _concatenate(parts: Sequence[Any], chosen: slice) -> Any:
+    """Concatenates a slice of every row's noise: a tensor, a tuple of them, or None if nothing is sampled."""
     if parts[0] is None:
         return None
     if isinstance(parts[0], tuple):
-        return tuple(_joined(part, chosen) for part in zip(*parts, strict=True))
+        return tuple(_concatenate(part, chosen) for part in zip(*parts, strict=True))
     return parts[0][chosen] if len(parts) == 1 else torch.cat([part[chosen] for part in parts])

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.checks import leftovers
+from datamodules.checks import unfinished_files
 from datamodules.segments import SegmentedEpisodes
 from datamodules.store import EpisodeStore
 from wmlightning.tools.collect import store_returns
@@ -57,7 +57,7 @@ def verify_store(path: str | Path) -> tuple[list[str], list[str]]:
     problems = store.verify()
     if not (len(store) or problems):
         raise ValueError(f"{path} holds no episodes: collect some (wmlightning collect), or correct the path")
-    return problems, leftovers(store.path)
+    return problems, unfinished_files(store.path)
 
 
 def _open(path: str | Path) -> EpisodeStore:
