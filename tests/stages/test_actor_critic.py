@@ -73,7 +73,7 @@ def test_the_losses_of_a_dream_with_its_start_on_paper():
 def test_without_its_start_the_first_term_is_that_of_the_first_dreamt_state():
     """Dreamer V1: the same numbers one state later, whatever the start holds."""
     learner, dream = told([77.0, *REWARD], [0.3, *ONES], [99.0, *VALUE])
-    learner.first = 1
+    learner.include_start = False
     behaved = learner.learn(Script(), dream)
     assert_close(behaved.actor_loss, -(WEIGHTS * RETURNS).mean())
 
@@ -149,7 +149,7 @@ def test_a_start_that_goes_on_does_so_though_the_head_thinks_otherwise():
 
 def test_without_their_start_dreams_from_the_end_of_an_episode_count_nothing():
     learner, dream = told([0.0, *REWARD], [1.0, *ONES], [0.0, *VALUE], true_cont=0.0)
-    learner.first = 1
+    learner.include_start = False
     behaved = learner.learn(Script(), dream)
     assert behaved.actor_loss == behaved.critic_loss == 0
 
@@ -205,6 +205,57 @@ def test_a_dream_keeps_its_graph_only_where_the_objective_needs_it():
         learner, _, _, dream, _ = dreamt(kind)
         assert dream.states.features.requires_grad is dream.action.requires_grad is learner.objective.through_dynamics
         assert dream.policy.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2 atari"])
+def test_a_dream_can_be_longer_and_follow_the_mode_of_the_policy(kind):
+    learner, model, start, _, _ = dreamt(kind)
+    with torch.no_grad():
+        dream = learner.imagine(model, start, torch.ones(5), horizon=7, sample=False)
+    assert dream.action.shape[:2] == (5, 7)
+    assert dream.states.deter.shape[:2] == (5, 8)
+    for t in range(7):
+        assert_close(dream.action[:, t], learner.distribution.mode(learner.actor(dream.states.features[:, t])))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learning_evaluates_every_head_once_and_the_critic_on_no_state_twice(kind):
+    """`returns` is shared with pictures, but costs learning no forward pass that it would not make itself."""
+    learner, model, _, dream, _ = dreamt(kind)
+    calls = []
+
+    def count(owner, name, label):
+        method = getattr(owner, name)
+        setattr(owner, name, lambda features, *args: calls.append((label, features.shape[1])) or method(features))
+
+    count(model, "reward", "reward")
+    count(model, "cont", "cont")
+    count(learner.actor, "forward", "actor")
+    terms = 4 if learner.include_start else 3
+    wanted = [("reward", terms), ("cont", terms)]
+    if learner.critic is None:
+        wanted += [("reward", 1)]
+    else:
+        count(learner.critic, "forward", "critic")
+        if learner.target.copy is not None:
+            count(learner.target.copy, "forward", "target")
+        name = "critic" if learner.target.copy is None else "target"
+        wanted += [(name, terms), (name, 1), ("critic", terms)]
+    with frozen(model):
+        learner.learn(model, dream)
+    assert sorted(calls) == sorted(wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_returns_with_the_start_are_those_without_it_and_one_more(kind):
+    learner, model, _, dream, _ = dreamt(kind)
+    with torch.no_grad():
+        with_start, without = (learner.returns(model, dream, include_start=flag) for flag in (True, False))
+        learned = learner.returns(model, dream)
+    assert with_start.returns.shape == (5, 4)
+    for name in ("reward", "discount", "returns", "target_value"):
+        assert_close(getattr(with_start, name)[:, 1:], getattr(without, name))
+    assert torch.equal(learned.returns, (with_start if learner.include_start else without).returns)
 
 
 def test_looking_at_a_dream_without_gradients_makes_no_graph():
