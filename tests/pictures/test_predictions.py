@@ -16,7 +16,7 @@ from wmlightning.dynamics import RNN, RSSM, SSM, State
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.pictures.book import undisturbed
 from wmlightning.pictures.open_loop import OpenLoop, open_loop
-from wmlightning.pictures.plans import LogPlans, PlannedEpisode, play_with_plans
+from wmlightning.pictures.plans import LogPlans, PlannedEpisode, play_with_plans, predicted_return_chart
 from wmlightning.pictures.predictions import LogPredictions, image_quality, kl_per_dimension, prediction_curves
 from wmlightning.planners.cem import CEM
 from wmlightning.stages.planet import PlaNet
@@ -216,7 +216,13 @@ def test_predicted_and_realised_returns_are_of_the_same_decisions():
     )
     assert episode.realised.tolist() == [3.0, 5.0, 7.0], "r1 + r2, r2 + r3, r3 + r4; the last plan was cut off"
     assert episode.gap.tolist() == [2.0, 0.0, -2.0]
-    assert not len(PlannedEpisode(plans=[torch.zeros(9, 1)], rewards=[1.0]).realised)
+
+
+@pytest.mark.parametrize("decisions", range(1, 9))
+def test_an_episode_that_is_shorter_than_a_plan_has_no_realised_return(decisions):
+    episode = PlannedEpisode([], [torch.zeros(9, 1)] * decisions, [], [5.0] * decisions, [], [1.0] * decisions)
+    assert len(episode.realised) == len(episode.gap) == 0
+    assert predicted_return_chart(episode).shape[1] == 760
 
 
 @pytest.mark.parametrize(("decisions", "played"), [(100, 9), (4, 4)])

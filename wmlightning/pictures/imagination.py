@@ -41,7 +41,7 @@ def captioned_dreams(agent: Any, dream: Dream) -> list[Picture]:
     scale = scale_for(images.shape[2], 256)
 
     def frame(row: int, t: int) -> Picture:
-        text = f"+{t}  reward {reward[row][t]:.3g}"
+        text = f"step {t}  reward {reward[row][t]:.3g}"
         return captioned(images[row, t], text if value is None else f"{text}  value {value[row][t]:.3g}", scale)
 
     gap = np.full((images.shape[2] * scale + 22, 6, 3), 255, np.uint8)
@@ -58,7 +58,8 @@ def return_chart(predicted: DreamReturns) -> Picture:
     Args:
         predicted: from `ActorCritic.returns`, at every state of a dream but the last.
     """
-    lines = {"lambda-return": predicted.returns.mean(0), "reward": predicted.reward.mean(0)}
+    name = "return" if predicted.value is None else "lambda-return"
+    lines = {name: predicted.returns.mean(0), "predicted reward": predicted.reward.mean(0)}
     points = {}
     if predicted.value is not None:
         lines = {"critic's value": predicted.value.mean(0)} | lines
@@ -67,7 +68,7 @@ def return_chart(predicted: DreamReturns) -> Picture:
     steps = list(range(horizon))
     curves = {name: (steps, line.tolist()) for name, line in lines.items()}
     title = f"Returns in dreams, mean of {rows} dreams"
-    left = line_chart(curves, title, "step of the dream", "", (560, 300))
+    left = line_chart(curves, title, "step of the dream", "return or reward", (560, 300))
     if not points:
         return left
     right = scatter_chart(points, "", "lambda-return", "critic's value", (300, 300))
@@ -92,10 +93,16 @@ def action_chart(actions: Float[Tensor, "rows action"], discrete: bool, title: s
     shares = np.stack([np.histogram(values[:, k], edges)[0] / len(values) for k in range(size)])
     if size > LINES:
         names = [str(k) for k in range(size)]
-        return heat_map(shares, names, title, f"bin of {BINS}, from -1 to 1; rows: action dimensions", (640, 300))
+        return heat_map(
+            shares,
+            names,
+            f"{title}, share in each bin",
+            f"bin of {BINS}, from -1 to 1; rows: action dimensions",
+            (640, 300),
+        )
     centres = (0.5 * (edges[1:] + edges[:-1])).tolist()
     curves = {f"dimension {k}" if size > 1 else "": (centres, shares[k].tolist()) for k in range(size)}
-    return line_chart(curves, title, "action", "share of actions", (640, 240))
+    return line_chart(curves, title, "action", "share of actions in a bin", (640, 240))
 
 
 class LogBehaviour(LogPictures):

@@ -45,7 +45,7 @@ class PlannedEpisode:
     def realised(self) -> np.ndarray:
         """Sum of the next H rewards of each decision after which H decisions were played, (D - H + 1,)."""
         sums = np.cumsum([0.0, *self.rewards])
-        return sums[self.horizon :] - sums[: len(sums) - self.horizon]
+        return sums[self.horizon :] - sums[: max(0, len(sums) - self.horizon)]
 
     @property
     def gap(self) -> np.ndarray:
@@ -111,7 +111,7 @@ def predicted_return_chart(episode: PlannedEpisode) -> Picture:
     known = list(range(len(realised)))
     title = f"Return of the next {episode.horizon} decisions, predicted by the planner and realised by the episode"
     lines = {"predicted": (steps, episode.predicted), "realised": (known, realised.tolist())}
-    above = line_chart(lines, title, "decision", "return", (760, 280))
+    above = line_chart(lines, title, "decision", "return, sum of rewards", (760, 280))
     mean = f", {gap.mean():+.2f} on average" if len(gap) else ": none, the episode is shorter than a plan"
     lines = {"predicted - realised": (known, gap.tolist()), "no difference": ([0, max(1, len(steps) - 1)], [0.0, 0.0])}
     below = line_chart(lines, f"Predicted minus realised return{mean}", "decision", "difference", (760, 220))
@@ -139,7 +139,7 @@ def plan_strips(model: Any, episode: PlannedEpisode, count: int = 2) -> Picture:
         if decision < len(episode.realised):
             note += f", realised {episode.realised[decision]:.2f}"
         captions = ["now", *(f"+{k}" for k in range(1, len(predicted)))]
-        tables.append(table(rows, captions, f"Plan of decision {decision}", note, None, divide_at=1))
+        tables.append(table(rows, captions, f"Plan at decision {decision}", note, None, divide_at=1))
     return stack(tables, gap=6)
 
 
