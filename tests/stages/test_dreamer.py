@@ -186,7 +186,7 @@ def test_behaviour_learns_alone_on_a_world_model_trained_offline(store, tmp_path
 
 
 def test_behaviour_alone_on_a_world_model_that_never_learnt_is_warned_of(store, tmp_path):
-    with pytest.warns(UserWarning, match="the world model rests and has never learnt"):
+    with pytest.warns(UserWarning, match="the world model is frozen and was never trained"):
         trainer(max_steps=1).fit(dreamer("v2 atari", learn_model=False), data(store))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
