@@ -314,7 +314,7 @@ def test_without_episodes_to_play_dreams_are_still_drawn(tmp_path, stores):
     assert not (tmp_path / "pictures" / "imagined_and_realised.png").exists()
 
 
-def test_a_stage_without_an_actor_is_told_so(tmp_path, stores):
+def test_a_stage_without_an_actor_is_refused(tmp_path, stores):
     discrete, path = stores
     with pytest.raises(ValueError, match="WorldModel has none: use it with Dreamer"):
         fit(tmp_path, world(discrete), path, [LogBehaviour()])

@@ -136,7 +136,7 @@ def test_nothing_to_draw_is_refused(name):
         LogPredictions(**{name: 0})
 
 
-def test_a_stage_without_a_planner_is_told_which_has_one(tmp_path, store):
+def test_a_stage_without_a_planner_is_refused_with_the_name_of_one_that_has_one(tmp_path, store):
     with pytest.raises(ValueError, match="VAE has none: use it with PlaNet"):
         fit(tmp_path, VAE(latent_size=4, depth=4), store, [LogPlans()])
 

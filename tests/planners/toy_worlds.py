@@ -1,4 +1,4 @@
-"""Worlds whose best plan is known, which planner and policies imagine; and what every policy on beliefs promises."""
+"""Worlds whose best plan is known, in which planners and policies are tested; and assertions about every policy."""
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ class PointWorld:
 
         stoch' = stoch + step * action + wind * noise        reward = what `score(stoch, goal)` says
 
-    `observe_step` puts the point where the image's first pixels say, plus the action before: so a belief shows what it
-    was told. Its encoder takes dequantisation noise as a WorldModel's does.
+    `observe_step` adds the previous action and a tenth of the image's first pixels to the position, so that a filtered
+    state shows which actions it was updated with. The encoder takes dequantisation noise as a WorldModel's does.
 
     Args:
         score: (position, goal) -> reward; by default minus the squared distance.
@@ -64,7 +64,7 @@ class PointWorld:
         return posterior, posterior
 
     def decode(self, features):
-        raise AssertionError("nobody needs pictures to plan")
+        raise AssertionError("planning decodes no images")
 
     def reward(self, features):
         return Certain(self.score(features[..., : self.size], features[..., self.size :]))
@@ -81,8 +81,8 @@ def frames(rows, size=8, value=None):
     return {"image": image.numpy()}
 
 
-def assert_keeps_the_promise(policy):
-    """Actions of three rows on first images (3, 2), after asserting what `Policy` promises of them and of the carry."""
+def assert_is_a_policy(policy):
+    """Asserts shapes, types and ranges of `Policy` for three rows, and returns their actions on first images (3, 2)."""
     assert isinstance(policy, Policy)
     action, carry = policy(frames(3, 64), np.ones(3, bool), policy.initial(3))
     assert action.shape == (3, 2)
@@ -93,13 +93,13 @@ def assert_keeps_the_promise(policy):
     return action
 
 
-def assert_belief_hears_what_was_executed(policy):
-    """In PointWorld belief' = belief + action + 0.1 * pixel: of a clipped action what is left counts."""
-    carry, belief = policy.initial(1, [7]), torch.zeros(1, 2)
+def assert_filters_with_the_executed_action(policy):
+    """In PointWorld state' = state + action + 0.1 * pixel, in which a clipped action counts as it was executed."""
+    carry, state = policy.initial(1, [7]), torch.zeros(1, 2)
     for step in range(4):
         executed = carry["action"].clone()
         action, carry = policy(frames(1, value=[51 * step]), np.array([step == 0]), carry)
-        belief = belief + executed + 0.1 * 0.2 * step
-        assert_close(carry["stoch"], belief)
+        state = state + executed + 0.1 * 0.2 * step
+        assert_close(carry["stoch"], state)
         assert np.array_equal(carry["action"].numpy(), action)
         assert np.abs(action).max() <= 1

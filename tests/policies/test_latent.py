@@ -1,4 +1,4 @@
-"""LatentPolicy: the order inside a step, noise as a function of (seed, step), and rows that are on their own."""
+"""LatentPolicy: the order inside a step, noise as a function of (seed, step), and independent rows."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def lstm(cell, x, h, c):
     return torch.cat([o.sigmoid() * c.tanh(), c], -1)
 
 
-def test_it_keeps_the_promise_of_a_policy(model, controller, candidates):
+def test_it_is_a_policy(model, controller, candidates):
     policy = LatentPolicy(model, controller, candidates)
     assert isinstance(policy, Policy)
     action, carry = policy(frames(3), np.ones(3, bool), policy.initial(3))
@@ -119,7 +119,7 @@ def test_each_row_acts_by_its_own_candidate(model, controller, candidates):
         assert_close(play(alone, alone.initial(1, [9]), [0])[:, 0], together[:, place])
 
 
-def test_discrete_actions_are_one_hot_and_m_hears_them(model, controller, candidates):
+def test_discrete_actions_are_one_hot_and_m_reads_them(model, controller, candidates):
     policy = LatentPolicy(model, controller, candidates, discrete=True)
     action, carry = policy(frames(6), np.ones(6, bool), policy.begin([0, 1, 2, 3, 4, 0], list(range(6))))
     assert (np.sort(action, 1) == [0, 1]).all()

@@ -63,7 +63,7 @@ def return_chart(predicted: DreamReturns) -> Picture:
     points = {}
     if predicted.value is not None:
         lines = {"critic's value": predicted.value.mean(0)} | lines
-        points = {"": tuple(part.flatten().tolist()[:2000] for part in (predicted.returns, predicted.value))}
+        points = {"": (predicted.returns.flatten().tolist()[:2000], predicted.value.flatten().tolist()[:2000])}
     rows, horizon = predicted.returns.shape
     steps = list(range(horizon))
     curves = {name: (steps, line.tolist()) for name, line in lines.items()}
@@ -251,7 +251,7 @@ class ReturnComparison:
 
     Args:
         imagined: discounted return of the next H decisions, imagined from the filtered state, (D).
-        realised: the same return as the episode paid it; NaN where the episode was cut off within H decisions, (D).
+        realised: the same return of the real episode; NaN where it was cut off within H decisions, (D).
         value: the critic's value, (D), or None without a critic.
         monte_carlo: discounted sum of all rewards from the state's own arrival on, which is what the critic estimates;
             an episode without a terminal state is continued by the value of its last state, (D).
@@ -284,7 +284,7 @@ def compare_returns(agent: Any, played: PlayedEpisode, horizon: int) -> ReturnCo
     """Compares the returns of an episode with those that the agent imagines from each of its states.
 
         decision      0     1     2             state[t] is filtered from images up to image[t] and includes reward[t],
-        state        s0    s1    s2             the reward for arriving there; decision t is paid by reward[t+1]
+        state        s0    s1    s2             the reward for arriving there; decision t earns reward[t+1]
         reward       r1    r2    r3
         imagined[0]       r1 + g r2 + g^2 r3 + ...  in a dream from s0        H terms, by the policy's mode
         value[1]          critic(s1)  against  r1 + g r2 + g^2 r3 + ...       to the end
@@ -299,8 +299,8 @@ def compare_returns(agent: Any, played: PlayedEpisode, horizon: int) -> ReturnCo
     """
     model, actor_critic = agent.world_model, agent.actor_critic
     start = State(*(torch.cat([getattr(one, name) for one in played.states]) for name in ("deter", "stoch", "params")))
-    # The terms of states 1 to H: the state of the last action of a dream has none.
     cont = torch.ones(len(played.states), device=start.stoch.device)
+    # Only states at which an action is taken have a term: one more action gives state H its own.
     dream = actor_critic.imagine(model, start, cont, horizon=horizon + 1, sample=False)
     predicted = actor_critic.returns(model, dream, include_start=False)
     imagined = _numpy((predicted.weight * predicted.reward).sum(1))

@@ -20,7 +20,7 @@ from wmlightning.stages.optimization import JointStage, parameter_group
 from wmlightning.validation import above, at_least, below
 
 Noise = tuple[Float[Tensor, "rows horizon action"], Float[Tensor, "rows horizon latent"]]
-"""Standard normal numbers for the actions and for the states that are dreamt."""
+"""Standard normal numbers for the actions and for the latent states of a dream."""
 
 
 @dataclass
