@@ -51,8 +51,8 @@ class DreamReturns:
     """Predicted rewards, discounts and values of a dream, and the returns computed from them.
 
         index             0      1     ...    H-1     H
-        states           s0     s1     ...    sH-1    sH       without the start every row begins at index 1,
-        reward           r0     r1     ...    rH-1             and T = H - 1 instead of H
+        states           s0     s1     ...    sH-1    sH       with the start T = H; without it everything below
+        reward           r0     r1     ...    rH-1             begins at index 1, and T = H - 1
         discount         d0     d1     ...    dH-1
         weight           w0     w1     ...    wH-1
         target_value     v0     v1     ...    vH-1    vH       the last one bootstraps
@@ -61,8 +61,10 @@ class DreamReturns:
 
     Args:
         reward: predicted reward for arriving at each state, (N, T).
-        discount: `discount` times the predicted probability that the episode goes on, (N, T).
-        weight: product of the discounts of earlier states, without gradient, (N, T).
+        discount: discount factor times the predicted probability that the episode goes on, or, at the start, the
+            recorded flag, (N, T).
+        weight: product of the discounts of earlier states, without gradient, (N, T). Without the start, dreams from the
+            end of an episode have weight 0.
         target_value: values that the returns are made of, those of the target critic, (N, T + 1). Without a critic they
             are zeros and, last, the reward of the last state.
         returns: lambda-returns, (N, T).
@@ -114,8 +116,7 @@ class ActorCritic(JointStage):
     `imagine` makes a dream, `returns` reads rewards, discounts, values and returns off it, and `learn` turns these into
     losses; pictures of dreams draw what the first two give. It learns inside a `Dreamer`, which brings the world model,
     whose weights must be frozen meanwhile (`frozen`). Logged: `actor/loss`, `actor/entropy` (nats, at the starts),
-    `critic/loss`, `critic/value`, and means over the dream by its weights: `dream/return`, `dream/reward`,
-    `dream/cont`.
+    `critic/loss`, and means weighted by w: `critic/value`, `dream/return`, `dream/reward`, `dream/cont`.
 
     Args:
         actor: distribution of actions given the actor's outputs: TanhNormal, TruncatedNormal or OneHot.
@@ -241,7 +242,7 @@ class ActorCritic(JointStage):
         """Imagines a trajectory from every start, acting by the present policy.
 
         The graph through the dynamics is kept only where the objective needs it. Otherwise the trajectory is imagined
-        without gradients, and the actor is evaluated once more on all of its states together.
+        without gradients, and the actor is evaluated once more, with its gradient, on all of its states together.
 
         Args:
             world_model: a `LatentModel`, its weights frozen.
@@ -275,12 +276,13 @@ class ActorCritic(JointStage):
         Args:
             world_model: the one that the dream was imagined in, its weights frozen.
             dream: from `imagine`.
-            include_start: whether the first term is that of the start; None as it is learned from.
+            include_start: whether the first term is that of the start; None as in learning.
         """
         include_start = self.include_start if include_start is None else include_start
         features = dream.states.features
         # One copy of the states with a term, as networks read contiguous rows.
-        here, last = features[:, int(not include_start) : -1].contiguous(), features[:, -1:]
+        here = features[:, int(not include_start) : -1].contiguous()
+        last = features[:, -1:]
         reward = world_model.reward(here).mean
         discount, weight = self._discounts_and_weights(world_model.cont(here).mean, dream.cont, include_start)
         if self.critic is None:
