@@ -1,4 +1,4 @@
-"""What a world model predicts and what its planner promises is drawn as it is, and drawing leaves no trace."""
+"""Predictions of a world model and its planner are drawn as they are, and drawing leaves no trace."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from wmlightning.dynamics import RNN, RSSM, SSM, State
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.pictures.book import undisturbed
 from wmlightning.pictures.open_loop import OpenLoop, open_loop
-from wmlightning.pictures.plans import LogPlans, PlannedEpisode, watch
+from wmlightning.pictures.plans import LogPlans, PlannedEpisode, play_with_plans, predicted_return_chart
 from wmlightning.pictures.predictions import LogPredictions, image_quality, kl_per_dimension, prediction_curves
 from wmlightning.planners.cem import CEM
 from wmlightning.stages.planet import PlaNet
@@ -70,15 +70,15 @@ def test_a_world_model_alone_shows_its_predictions_in_files_and_tensorboard(tmp_
     assert "world_model/open_loop_psnr_h10" not in events.Tags()["scalars"], "only 8 steps were predicted"
 
 
-def test_an_agent_shows_what_its_planner_thinks(tmp_path, store):
+def test_an_agents_plans_are_drawn(tmp_path, store):
     events = fit(tmp_path, tiny_planet(), store, [LogPlans(every=0), LogPredictions(every=0, horizon=4)], steps=1)
-    assert {"planet/elite_returns", "planet/promises", "planet/plan", "world_model/open_loop"} <= set(
+    assert {"planet/elite_returns", "planet/predicted_return", "planet/plan", "world_model/open_loop"} <= set(
         events.Tags()["images"]
     )
-    promised, realised, exploited = (
-        events.Scalars(f"planet/{name}")[0].value for name in ("promised", "realised", "exploited")
+    predicted, realised, exploited = (
+        events.Scalars(f"planet/{name}")[0].value for name in ("predicted", "realised", "exploited")
     )
-    assert exploited == pytest.approx(promised - realised, abs=1e-4)
+    assert exploited == pytest.approx(predicted - realised, abs=1e-4)
 
 
 def test_pictures_change_nothing_in_training(tmp_path, store):
@@ -136,7 +136,7 @@ def test_nothing_to_draw_is_refused(name):
         LogPredictions(**{name: 0})
 
 
-def test_a_stage_without_a_planner_is_told_which_has_one(tmp_path, store):
+def test_a_stage_without_a_planner_is_refused_with_the_name_of_one_that_has_one(tmp_path, store):
     with pytest.raises(ValueError, match="VAE has none: use it with PlaNet"):
         fit(tmp_path, VAE(latent_size=4, depth=4), store, [LogPlans()])
 
@@ -210,27 +210,33 @@ def test_the_kl_of_the_dimensions_adds_up_to_that_of_the_latent():
     assert not kl_per_dimension(MeanLatent(latent), posterior, prior).any(), "no noise, no KL"
 
 
-def test_promise_and_payment_are_of_the_same_decisions():
-    watched = PlannedEpisode(
+def test_predicted_and_realised_returns_are_of_the_same_decisions():
+    episode = PlannedEpisode(
         plans=[torch.zeros(2, 1)] * 4, predicted=[5.0, 5.0, 5.0, 5.0], rewards=[1.0, 2.0, 3.0, 4.0]
     )
-    assert watched.realised.tolist() == [3.0, 5.0, 7.0], "r1 + r2, r2 + r3, r3 + r4; the last plan was cut off"
-    assert watched.gap.tolist() == [2.0, 0.0, -2.0]
-    assert not len(PlannedEpisode(plans=[torch.zeros(9, 1)], rewards=[1.0]).realised)
+    assert episode.realised.tolist() == [3.0, 5.0, 7.0], "r1 + r2, r2 + r3, r3 + r4; the last plan was cut off"
+    assert episode.gap.tolist() == [2.0, 0.0, -2.0]
+
+
+@pytest.mark.parametrize("decisions", range(1, 9))
+def test_an_episode_that_is_shorter_than_a_plan_has_no_realised_return(decisions):
+    episode = PlannedEpisode([], [torch.zeros(9, 1)] * decisions, [], [5.0] * decisions, [], [1.0] * decisions)
+    assert len(episode.realised) == len(episode.gap) == 0
+    assert predicted_return_chart(episode).shape[1] == 760
 
 
 @pytest.mark.parametrize(("decisions", "played"), [(100, 9), (4, 4)])
-def test_watching_an_episode_changes_nothing_about_it(decisions, played):
+def test_recording_the_plans_of_an_episode_changes_nothing_about_it(decisions, played):
     agent = tiny_planet().eval()
     policy = agent.policy(explore=False)
     planner = policy.planner
-    watched = watch(policy, agent.environment, seed=3, decisions=decisions)
+    episode = play_with_plans(policy, agent.environment, seed=3, decisions=decisions)
     assert policy.planner is planner
-    assert (len(watched.rewards), len(watched.images)) == (played, played + 1)
-    assert len(watched.predicted) in (played, played + 1)
-    assert watched.elites[0].shape == (4, 2)
-    for iteration in watched.elites[0]:
+    assert (len(episode.rewards), len(episode.images)) == (played, played + 1)
+    assert len(episode.predicted) in (played, played + 1)
+    assert episode.elites[0].shape == (4, 2)
+    for iteration in episode.elites[0]:
         assert iteration[0] >= iteration[1], "best first"
-    again = watch(agent.policy(explore=False), agent.environment, seed=3, decisions=decisions)
-    assert again.rewards == watched.rewards
-    assert again.predicted == watched.predicted
+    again = play_with_plans(agent.policy(explore=False), agent.environment, seed=3, decisions=decisions)
+    assert again.rewards == episode.rewards
+    assert again.predicted == episode.predicted

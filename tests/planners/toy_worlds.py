@@ -1,4 +1,4 @@
-"""World models whose best plan is known, for planners and policies; and checks that every policy passes."""
+"""Worlds whose best plan is known, in which planners and policies are tested; and assertions about every policy."""
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ class PointWorld:
 
         stoch' = stoch + step * action + wind * noise        reward = what `score(stoch, goal)` says
 
-    `observe_step` moves the point by the action before and by the image's first pixels, so that a filtered state shows
-    which actions it was given. Its encoder takes dequantisation noise as a WorldModel's does.
+    `observe_step` adds the previous action and a tenth of the image's first pixels to the position, so that a filtered
+    state shows which actions it was updated with. The encoder takes dequantisation noise as a WorldModel's does.
 
     Args:
         score: (position, goal) -> reward; by default minus the squared distance.
@@ -64,7 +64,7 @@ class PointWorld:
         return posterior, posterior
 
     def decode(self, features):
-        raise AssertionError("planning must not decode images")
+        raise AssertionError("planning decodes no images")
 
     def reward(self, features):
         return Certain(self.score(features[..., : self.size], features[..., self.size :]))
@@ -82,7 +82,7 @@ def frames(rows, size=8, value=None):
 
 
 def assert_is_a_policy(policy):
-    """Returns actions of three rows on first images, (3, 2), after checking them and the carry against `Policy`."""
+    """Asserts shapes, types and ranges of `Policy` for three rows, and returns their actions on first images (3, 2)."""
     assert isinstance(policy, Policy)
     action, carry = policy(frames(3, 64), np.ones(3, bool), policy.initial(3))
     assert action.shape == (3, 2)
@@ -93,10 +93,9 @@ def assert_is_a_policy(policy):
     return action
 
 
-def assert_state_follows_executed_actions(policy):
-    """In PointWorld state' = state + action + 0.1 * pixel, with the action as it was executed, that is clipped."""
-    carry = policy.initial(1, [7])
-    state = torch.zeros(1, 2)
+def assert_filters_with_the_executed_action(policy):
+    """In PointWorld state' = state + action + 0.1 * pixel, in which a clipped action counts as it was executed."""
+    carry, state = policy.initial(1, [7]), torch.zeros(1, 2)
     for step in range(4):
         executed = carry["action"].clone()
         action, carry = policy(frames(1, value=[51 * step]), np.array([step == 0]), carry)

@@ -1,11 +1,11 @@
-"""ActorPolicy: one forward pass from the belief, explored with, every number a function of a row's seed and step."""
+"""ActorPolicy: one forward pass on the filtered state, exploration, noise as a function of (seed, step)."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from toy_worlds import PointWorld, assert_is_a_policy, assert_state_follows_executed_actions, frames
+from toy_worlds import PointWorld, assert_filters_with_the_executed_action, assert_is_a_policy, frames
 
 from wmlightning.distributions.bounded import OneHot, TanhNormal, TruncatedNormal
 from wmlightning.distributions.categorical import CategoricalLatent
@@ -52,7 +52,7 @@ def play(policy, rows, steps=3, resets=()):
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_it_keeps_the_promise_of_a_policy(name):
+def test_it_is_a_policy(name):
     policy, _ = made(name)
     action = assert_is_a_policy(policy)
     if policy.discrete:
@@ -80,12 +80,12 @@ def test_rows_and_steps_draw_numbers_of_their_own(name):
 
 
 @pytest.mark.parametrize("exploration", [0.0, 5.0])
-def test_the_belief_hears_the_action_that_was_executed(exploration):
+def test_the_state_is_filtered_with_the_action_that_was_executed(exploration):
     policy = ActorPolicy(PointWorld(), Fixed(0.0, 0.3, -9.0, -9.0), TanhNormal(), True, exploration)
-    assert_state_follows_executed_actions(policy)
+    assert_filters_with_the_executed_action(policy)
 
 
-def test_a_random_choice_is_what_the_belief_hears():
+def test_the_state_is_filtered_with_a_choice_that_was_random():
     policy = ActorPolicy(PointWorld(), Fixed(50.0, -50.0), OneHot(), True, epsilon=1.0)
     carry, seen = policy.initial(30), set()
     for step in range(3):
@@ -96,7 +96,7 @@ def test_a_random_choice_is_what_the_belief_hears():
     assert seen == {(1.0, 0.0), (0.0, 1.0)}
 
 
-def test_the_actor_acts_on_the_belief_of_this_image():
+def test_the_actor_acts_on_the_state_filtered_from_this_image():
     policy, model = made("tanh", sample=False)
     carry = policy.initial(2)
     image = frames(2, 64)
@@ -172,8 +172,8 @@ def test_exploration_that_makes_no_sense_is_refused(name, options, words):
         made(name, **options)
 
 
-def test_a_number_fades_linearly_and_stays():
-    fading = LinearDecay(0.4, 0.1, 200_000)
-    assert [fading(update) for update in (0, 100_000, 200_000, 10**9)] == pytest.approx([0.4, 0.25, 0.1, 0.1])
+def test_a_number_decays_linearly_and_stays():
+    decay = LinearDecay(0.4, 0.1, 200_000)
+    assert [decay(update) for update in (0, 100_000, 200_000, 10**9)] == pytest.approx([0.4, 0.25, 0.1, 0.1])
     with pytest.raises(ValueError, match="updates is 0"):
         LinearDecay(0.4, 0.1, 0)

@@ -1,17 +1,20 @@
-"""LatentPolicy: the order inside a step, noise as a function of (seed, step), and rows that are on their own."""
+"""LatentPolicy: the order inside a step, noise as a function of (seed, step), and independent rows."""
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
+from wmlightning.distributions.latents import GaussianLatent
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
+from wmlightning.dynamics.rssm import RSSM
 from wmlightning.interfaces import Policy
 from wmlightning.networks.controller import Controller
 from wmlightning.policies.latent import LatentPolicy
-from wmlightning.policies.state_filter import row_noise
+from wmlightning.policies.state_filter import StateFilter, row_noise
 from wmlightning.stages.mdn_rnn import MDNRNN
 from wmlightning.stages.vae import VAE
+from wmlightning.stages.world_model import WorldModel
 
 LATENT, ACTION, MEMORY = 4, 2, 8
 
@@ -53,7 +56,7 @@ def lstm(cell, x, h, c):
     return torch.cat([o.sigmoid() * c.tanh(), c], -1)
 
 
-def test_it_keeps_the_promise_of_a_policy(model, controller, candidates):
+def test_it_is_a_policy(model, controller, candidates):
     policy = LatentPolicy(model, controller, candidates)
     assert isinstance(policy, Policy)
     action, carry = policy(frames(3), np.ones(3, bool), policy.initial(3))
@@ -116,12 +119,37 @@ def test_each_row_acts_by_its_own_candidate(model, controller, candidates):
         assert_close(play(alone, alone.initial(1, [9]), [0])[:, 0], together[:, place])
 
 
-def test_discrete_actions_are_one_hot_and_m_hears_them(model, controller, candidates):
+def test_discrete_actions_are_one_hot_and_m_reads_them(model, controller, candidates):
     policy = LatentPolicy(model, controller, candidates, discrete=True)
     action, carry = policy(frames(6), np.ones(6, bool), policy.begin([0, 1, 2, 3, 4, 0], list(range(6))))
     assert (np.sort(action, 1) == [0, 1]).all()
     assert np.array_equal(carry["action"].numpy(), action)
     assert len(np.unique(action, axis=0)) == 2
+
+
+@pytest.mark.parametrize("rows", [3, 8, 20])
+def test_states_are_those_of_the_state_filter(model, controller, candidates, rows):
+    """Bit for bit, whether one thread computes them or all."""
+    policy, state_filter = LatentPolicy(model, controller, candidates), StateFilter(model)
+    carry = policy.begin([row % 5 for row in range(rows)], list(range(rows)))
+    for step in range(3):
+        image, is_first = frames(rows, step), np.full(rows, step == 0)
+        state, noise = state_filter.observe(image["image"], is_first, carry)
+        assert noise.shape[1] == 0
+        owners = carry["owner"]
+        _, carry = policy(image, is_first, carry)
+        assert torch.equal(carry["stoch"], state.stoch[:rows])
+        assert torch.equal(carry["deter"], state.deter[:rows])
+        assert torch.equal(carry["owner"], owners)
+
+
+def test_on_a_world_model_that_quantises_images_a_row_acts_alike_alone_and_in_company():
+    """Pixels are dequantised with the row's own noise too."""
+    world = WorldModel(RSSM(GaussianLatent(LATENT), ACTION, 64, MEMORY, 8), depth=2, reward_units=8).eval()
+    controller = Controller("zh", LATENT, MEMORY, ACTION)
+    policy = LatentPolicy(world, controller, torch.randn(1, controller.size))
+    many = play(policy, policy.initial(8), list(range(8)))
+    assert np.array_equal(play(policy, policy.initial(2, [6, 1]), [6, 1]), many[:, [6, 1]])
 
 
 def test_the_decoder_rests(model, controller, candidates, monkeypatch):

@@ -1,10 +1,10 @@
-"""PlanningPolicy: a belief fed with what was really done, noise as a function of (seed, step), rows on their own."""
+"""PlanningPolicy: states filtered with executed actions, noise as a function of (seed, step), independent rows."""
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from toy_worlds import PointWorld, assert_is_a_policy, assert_state_follows_executed_actions, frames
+from toy_worlds import PointWorld, assert_filters_with_the_executed_action, assert_is_a_policy, frames
 
 from wmlightning.distributions.latents import GaussianLatent
 from wmlightning.dynamics.rssm import RSSM
@@ -35,16 +35,16 @@ def play(policy, carry, rows, steps=3, resets=(), size=8):
     return np.stack(actions), carry
 
 
-def test_it_keeps_the_promise_of_a_policy(model):
+def test_it_is_a_policy(model):
     assert_is_a_policy(PlanningPolicy(model, PLANNER, 0.3))
 
 
 @pytest.mark.parametrize("exploration", [0.0, 5.0])
-def test_the_belief_hears_the_action_that_was_executed(exploration):
-    assert_state_follows_executed_actions(PlanningPolicy(PointWorld(), PLANNER, exploration))
+def test_the_state_is_filtered_with_the_action_that_was_executed(exploration):
+    assert_filters_with_the_executed_action(PlanningPolicy(PointWorld(), PLANNER, exploration))
 
 
-def test_the_plan_is_made_from_the_belief_of_this_image():
+def test_the_plan_starts_at_the_state_filtered_from_this_image():
     """With the new position equal to the action, the best first action is the goal: here what `deter` says."""
     world = PointWorld(carry_on=0.0)
     policy = PlanningPolicy(world, CEM(1, 300, 30, 6))
@@ -106,8 +106,8 @@ def test_pixels_are_dequantised_while_acting_and_anew_at_every_step():
     assert not torch.equal(first, second)
 
 
-def test_other_noise_can_be_added_and_is_heard_too():
-    """`NoisyPolicy` writes what was executed into the carry that the belief is fed from."""
+def test_the_state_is_filtered_with_noise_that_another_policy_added():
+    """`NoisyPolicy` writes the executed action into the carry that the next state is filtered from."""
     policy = NoisyPolicy(PlanningPolicy(PointWorld(), PLANNER), SmoothNoisePolicy(2, scale=3.0))
     carry = policy.initial(1, [3])
     action, carry = policy(frames(1, value=[0]), FIRST, carry)

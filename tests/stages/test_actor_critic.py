@@ -1,4 +1,4 @@
-"""ActorCritic: what is dreamt, which term is about what, and who is moved by which loss."""
+"""ActorCritic: dreams, the terms of returns and losses, and the parts that each loss trains."""
 
 import pytest
 import torch
@@ -16,14 +16,14 @@ from wmlightning.stages.actor_critic import ActorCritic, Dream
 
 
 class Certain:
-    """A distribution whose mean is all one asks for."""
+    """A distribution of which only the mean is used."""
 
     def __init__(self, mean):
         self.mean = mean
 
 
 class Script:
-    """A world whose features spell out reward, cont and value."""
+    """A world whose features are reward, cont and value."""
 
     def reward(self, features):
         return Certain(features[..., 0])
@@ -33,7 +33,7 @@ class Script:
 
 
 class Third(nn.Module):
-    """A critic that reads the value off the features, times a weight."""
+    """A critic whose value is the third feature, times a weight."""
 
     def __init__(self):
         super().__init__()
@@ -43,8 +43,8 @@ class Third(nn.Module):
         return self.weight * features[..., 2:]
 
 
-def told(reward, cont, value, true_cont=1.0, **options):
-    """A dream of one row whose heads say these numbers, and an actor-critic with the numbers of A7 to learn from it."""
+def scripted(reward, cont, value, true_cont=1.0, **options):
+    """An actor-critic and a dream of one row in which the heads predict these numbers."""
     states = torch.tensor([reward, cont, value], dtype=torch.float32).T[None]
     horizon = states.shape[1] - 1
     options = {"discount": 0.9, "lambda_": 0.5, "horizon": horizon} | options
@@ -63,7 +63,7 @@ RETURNS, WEIGHTS = torch.tensor([24.8725, 33.05, 39.0]), torch.tensor([1.0, 0.9,
 
 def test_the_losses_of_a_dream_with_its_start_on_paper():
     """Acceptance numbers for r = 1 2 3 4, v = 10 20 30 40, discount .9, lambda .5."""
-    learner, dream = told(REWARD, ONES, VALUE)
+    learner, dream = scripted(REWARD, ONES, VALUE)
     behaved = learner.learn(Script(), dream)
     assert_close(behaved.actor_loss, -(WEIGHTS * RETURNS).mean())
     assert_close(behaved.critic_loss, (WEIGHTS * 0.5 * (torch.tensor([10.0, 20.0, 30.0]) - RETURNS).square()).mean())
@@ -72,37 +72,37 @@ def test_the_losses_of_a_dream_with_its_start_on_paper():
 
 def test_without_its_start_the_first_term_is_that_of_the_first_dreamt_state():
     """Dreamer V1: the same numbers one state later, whatever the start holds."""
-    learner, dream = told([77.0, *REWARD], [0.3, *ONES], [99.0, *VALUE])
-    learner.first = 1
+    learner, dream = scripted([77.0, *REWARD], [0.3, *ONES], [99.0, *VALUE])
+    learner.include_start = False
     behaved = learner.learn(Script(), dream)
     assert_close(behaved.actor_loss, -(WEIGHTS * RETURNS).mean())
 
 
 def test_a_return_that_ends_within_the_dream_on_paper():
-    learner, dream = told(REWARD, [1.0, 0.0, 1.0, 1.0], VALUE)
+    learner, dream = scripted(REWARD, [1.0, 0.0, 1.0, 1.0], VALUE)
     returns, weights = torch.tensor([10.9, 2.0, 39.0]), torch.tensor([1.0, 0.9, 0.0])
     assert_close(learner.learn(Script(), dream).actor_loss, -(weights * returns).mean())
 
 
-def test_reinforce_compares_each_action_with_what_was_to_be_expected_where_it_was_taken():
-    learner, dream = told(REWARD, ONES, VALUE, objective=Reinforce())
+def test_reinforce_compares_each_return_with_the_value_of_the_state_where_the_action_was_taken():
+    learner, dream = scripted(REWARD, ONES, VALUE, objective=Reinforce())
     log_prob = learner.distribution.log_prob(dream.policy, dream.action)[0]
     better = RETURNS - torch.tensor([10.0, 20.0, 30.0])
     assert_close(learner.learn(Script(), dream).actor_loss, -(WEIGHTS * log_prob * better).mean())
 
 
-def test_the_codes_shift_compares_the_return_of_the_next_state_and_loses_a_term():
-    learner, dream = told(REWARD, ONES, VALUE, objective=Reinforce(), shifted=True)
+def test_shifted_terms_compare_the_return_of_the_next_state_and_are_one_fewer():
+    learner, dream = scripted(REWARD, ONES, VALUE, objective=Reinforce(), shifted=True)
     log_prob = learner.distribution.log_prob(dream.policy, dream.action)[0, :2]
     better = RETURNS[1:] - torch.tensor([10.0, 20.0])
     behaved = learner.learn(Script(), dream)
     assert_close(behaved.actor_loss, -(WEIGHTS[:2] * log_prob * better).mean())
-    assert_close(behaved.critic_loss, told(REWARD, ONES, VALUE)[0].learn(Script(), dream).critic_loss)
+    assert_close(behaved.critic_loss, scripted(REWARD, ONES, VALUE)[0].learn(Script(), dream).critic_loss)
 
 
 @pytest.mark.parametrize("shifted", [False, True])
-def test_only_the_codes_baseline_is_the_target_critics(shifted):
-    learner, dream = told(REWARD, ONES, VALUE, objective=Reinforce(), shifted=shifted)
+def test_only_the_shifted_baseline_is_the_target_critics(shifted):
+    learner, dream = scripted(REWARD, ONES, VALUE, objective=Reinforce(), shifted=shifted)
     before = learner.learn(Script(), dream).actor_loss
     learner.target.copy = Third()
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_only_the_codes_baseline_is_the_target_critics(shifted):
 
 
 def test_values_in_returns_are_the_targets():
-    learner, dream = told(REWARD, ONES, VALUE)
+    learner, dream = scripted(REWARD, ONES, VALUE)
     learner.target.copy = Third()
     with torch.no_grad():
         learner.critic.weight.fill_(7.0)
@@ -119,14 +119,14 @@ def test_values_in_returns_are_the_targets():
 
 
 def test_entropy_has_a_plus_sign_in_what_is_maximised():
-    (plain, dream), (curious, _) = told(REWARD, ONES, VALUE), told(REWARD, ONES, VALUE, entropy=0.5)
+    (plain, dream), (curious, _) = scripted(REWARD, ONES, VALUE), scripted(REWARD, ONES, VALUE, entropy=0.5)
     entropy = plain.distribution.entropy(dream.policy)[0]
     less = curious.learn(Script(), dream).actor_loss - plain.learn(Script(), dream).actor_loss
     assert_close(less, -0.5 * (WEIGHTS * entropy).mean())
 
 
 def test_without_a_critic_a_return_is_the_sum_of_rewards_to_the_horizon():
-    learner, dream = told(REWARD, ONES, VALUE, has_critic=False)
+    learner, dream = scripted(REWARD, ONES, VALUE, has_critic=False)
     behaved = learner.learn(Script(), dream)
     assert_close(behaved.actor_loss, -torch.tensor([10.0, 9.0, 7.0]).mean())
     assert behaved.critic_loss == 0
@@ -136,26 +136,26 @@ def test_without_a_critic_a_return_is_the_sum_of_rewards_to_the_horizon():
 @pytest.mark.parametrize("later", [5.0, -5.0])
 def test_from_the_end_of_an_episode_only_its_own_reward_is_worth_anything(later):
     """V2: the true flag replaces the prediction; there is no value after the end, and no weight for what is dreamt."""
-    learner, dream = told([1.0, later, later, later], ONES, VALUE, true_cont=0.0)
+    learner, dream = scripted([1.0, later, later, later], ONES, VALUE, true_cont=0.0)
     behaved = learner.learn(Script(), dream)
     assert_close(behaved.critic_loss, 0.5 * torch.tensor((10.0 - 1.0) ** 2 / 3))
     assert_close(behaved.actor_loss, torch.tensor(-1.0 / 3))
 
 
-def test_a_start_that_goes_on_does_so_though_the_head_thinks_otherwise():
-    doubting, sure = (told(REWARD, [cont, 1.0, 1.0, 1.0], VALUE) for cont in (0.1, 1.0))
+def test_the_recorded_flag_of_the_start_replaces_the_prediction():
+    doubting, sure = (scripted(REWARD, [cont, 1.0, 1.0, 1.0], VALUE) for cont in (0.1, 1.0))
     assert_close(doubting[0].learn(Script(), doubting[1]).actor_loss, sure[0].learn(Script(), sure[1]).actor_loss)
 
 
 def test_without_their_start_dreams_from_the_end_of_an_episode_count_nothing():
-    learner, dream = told([0.0, *REWARD], [1.0, *ONES], [0.0, *VALUE], true_cont=0.0)
-    learner.first = 1
+    learner, dream = scripted([0.0, *REWARD], [1.0, *ONES], [0.0, *VALUE], true_cont=0.0)
+    learner.include_start = False
     behaved = learner.learn(Script(), dream)
     assert behaved.actor_loss == behaved.critic_loss == 0
 
 
 def test_where_the_label_holds_the_discount_the_start_holds_it_too():
-    learner, dream = told(REWARD, [0.5, 0.9, 0.9, 0.9], VALUE, true_cont=0.9, discount=1.0)
+    learner, dream = scripted(REWARD, [0.5, 0.9, 0.9, 0.9], VALUE, true_cont=0.9, discount=1.0)
     assert_close(learner.learn(Script(), dream).actor_loss, -(WEIGHTS * RETURNS).mean())
 
 
@@ -207,13 +207,64 @@ def test_a_dream_keeps_its_graph_only_where_the_objective_needs_it():
         assert dream.policy.requires_grad
 
 
-def test_looking_at_a_dream_without_gradients_makes_no_graph():
+@pytest.mark.parametrize("kind", ["v1", "v2 atari"])
+def test_a_dream_can_be_longer_and_follow_the_mode_of_the_policy(kind):
+    learner, model, start, _, _ = dreamt(kind)
+    with torch.no_grad():
+        dream = learner.imagine(model, start, torch.ones(5), horizon=7, sample=False)
+    assert dream.action.shape[:2] == (5, 7)
+    assert dream.states.deter.shape[:2] == (5, 8)
+    for t in range(7):
+        assert_close(dream.action[:, t], learner.distribution.mode(learner.actor(dream.states.features[:, t])))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learning_evaluates_every_head_once_and_the_critic_on_no_state_twice(kind):
+    """`returns` is shared with pictures, but costs learning no forward pass that it would not make itself."""
+    learner, model, _, dream, _ = dreamt(kind)
+    calls = []
+
+    def count(owner, name, label):
+        method = getattr(owner, name)
+        setattr(owner, name, lambda features, *args: calls.append((label, features.shape[1])) or method(features))
+
+    count(model, "reward", "reward")
+    count(model, "cont", "cont")
+    count(learner.actor, "forward", "actor")
+    terms = 4 if learner.include_start else 3
+    wanted = [("reward", terms), ("cont", terms)]
+    if learner.critic is None:
+        wanted += [("reward", 1)]
+    else:
+        count(learner.critic, "forward", "critic")
+        if learner.target.copy is not None:
+            count(learner.target.copy, "forward", "target")
+        name = "critic" if learner.target.copy is None else "target"
+        wanted += [(name, terms), (name, 1), ("critic", terms)]
+    with frozen(model):
+        learner.learn(model, dream)
+    assert sorted(calls) == sorted(wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_returns_with_the_start_are_those_without_it_and_one_more(kind):
+    learner, model, _, dream, _ = dreamt(kind)
+    with torch.no_grad():
+        with_start, without = (learner.returns(model, dream, include_start=flag) for flag in (True, False))
+        learned = learner.returns(model, dream)
+    assert with_start.returns.shape == (5, 4)
+    for name in ("reward", "discount", "returns", "target_value"):
+        assert_close(getattr(with_start, name)[:, 1:], getattr(without, name))
+    assert torch.equal(learned.returns, (with_start if learner.include_start else without).returns)
+
+
+def test_a_dream_without_gradients_makes_no_graph():
     with torch.no_grad():
         assert not dreamt("v1")[3].policy.requires_grad
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_is_moved_by_which_loss(kind):
+def test_each_loss_trains_its_own_part_alone(kind):
     """The actor by its own loss alone, the critic by its own, the world model and the target by none."""
     learner, model, _, dream, _ = dreamt(kind)
     with frozen(model):
@@ -252,7 +303,7 @@ def test_the_gradient_of_the_dynamics_is_the_one_that_is_left_when_actions_are_f
 
 
 @pytest.mark.parametrize("kind", ["v1", "v2 atari", "v2 mixed"])
-def test_in_mixed_precision_the_same_are_moved_and_nearly_as_far(kind):
+def test_mixed_precision_trains_the_same_parts_by_nearly_the_same_gradients(kind):
     """Autocast keeps half-precision weights: those of a dream without a graph must not be what the actor learns."""
     found = []
     for enabled in (False, True):
@@ -347,7 +398,7 @@ def test_networks_of_other_sizes_are_refused():
         learner.build(2, 11)
 
 
-def test_alone_it_says_where_it_learns(episodes):
+def test_alone_it_refuses_to_train_and_names_the_dreamer(episodes):
     with pytest.raises(ValueError, match="fit a Dreamer, with learn_model=false"):
         trainer(max_steps=1).fit(actor_critic("v1", action_size=2, feature_size=11), data(episodes.path))
 

@@ -37,7 +37,7 @@ from wmlightning.tools.evaluate import evaluate
 
 
 def step(agent, batch, seed=0):
-    """The loss of one training step outside a Trainer, and what it logged."""
+    """The loss of one training step outside a Trainer, and the metrics that it logged."""
     logged = {}
     agent.log_dict = lambda named, **options: logged.update(named)
     torch.manual_seed(seed)
@@ -87,7 +87,7 @@ def test_other_designs_of_a_world_run_through_the_same_lines(dynamics):
 
 
 def test_all_parts_learn_from_weights_before_the_update(store):
-    """Losses are computed once, together: the behaviour's dream knows nothing of the world model's new weights."""
+    """All losses are computed before the update: behaviour learns in dreams of the old world model."""
     batches = []
 
     class Keep(Callback):
@@ -185,8 +185,8 @@ def test_behaviour_learns_alone_on_a_world_model_trained_offline(store, tmp_path
     assert "world_model/loss" not in run.callback_metrics
 
 
-def test_behaviour_alone_on_a_world_model_that_never_learnt_is_warned_of(store, tmp_path):
-    with pytest.warns(UserWarning, match="the world model rests and has never learnt"):
+def test_behaviour_alone_on_a_world_model_that_was_never_trained_gives_a_warning(store, tmp_path):
+    with pytest.warns(UserWarning, match="the world model is frozen and was never trained"):
         trainer(max_steps=1).fit(dreamer("v2 atari", learn_model=False), data(store))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -211,7 +211,7 @@ def test_the_part_of_a_dreamer_that_breaks_is_named_with_its_batch(where, named,
         run.fit(agent, data(store))
 
 
-def test_a_resting_world_models_pictures_are_not_drawn():
+def test_a_frozen_world_models_pictures_are_not_drawn():
     agent = dreamer("v2 atari", learn_model=False)
     agent.world_model.decoder.maps = None
     step(agent, windows_for(agent))[0].backward()
@@ -314,7 +314,7 @@ def test_exploring_samples_and_evaluating_does_not(kind):
     assert loud.exploration == agent.exploration
 
 
-def test_epsilon_fades_with_updates(store):
+def test_epsilon_decays_with_updates(store):
     agent = dreamer("v2 atari", epsilon=LinearDecay(0.4, 0.1, 6))
     assert agent.policy(explore=True).epsilon == 0.4
     trainer(max_steps=3).fit(agent, data(store))
@@ -397,7 +397,7 @@ def test_a_checkpoint_with_other_parts_is_refused_though_every_weight_fits(tmp_p
         check_continues(dreamer("v2 dmc", **other), tmp_path / "agent.ckpt")
 
 
-def test_other_settings_of_the_same_parts_are_said_and_an_optimizers_are_not(tmp_path):
+def test_other_settings_of_the_same_parts_give_a_warning_and_an_optimizers_do_not(tmp_path):
     run = Trainer(accelerator="cpu", max_steps=0, logger=False)
     run.strategy.connect(dreamer("v2 dmc"))
     run.save_checkpoint(tmp_path / "agent.ckpt")

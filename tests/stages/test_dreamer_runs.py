@@ -70,7 +70,7 @@ def test_an_online_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, kind):
     assert files[0] == files[1]
 
 
-def test_a_resumed_learning_rate_that_differs_from_the_one_asked_for_is_said(tmp_path):
+def test_a_resumed_learning_rate_that_differs_from_the_configured_one_gives_a_warning(tmp_path):
     store, run = recorded(tmp_path / "episodes", "v1"), trainer(max_steps=1)
     run.fit(dreamer(), data(store))
     run.save_checkpoint(tmp_path / "agent.ckpt")

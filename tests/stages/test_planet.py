@@ -1,4 +1,4 @@
-"""PlaNet: a step of it is the world model's, it refuses what it cannot act in, and it beats chance on a dummy."""
+"""PlaNet: its training step is the world model's, unsuitable environments are refused, it beats chance."""
 
 import copy
 import re
@@ -154,7 +154,7 @@ def test_it_learns_to_drive_to_the_dot(tmp_path):
         ({"environment": "Other-v0"}, "environment Other-v0 but the agent has"),
     ],
 )
-def test_a_store_that_was_recorded_elsewhere_is_refused_with_nobody_collecting(tmp_path, recorded, says):
+def test_a_store_of_another_environment_is_refused_where_nothing_is_collected(tmp_path, recorded, says):
     store = EpisodeStore(tmp_path / "episodes")
     image = np.zeros((13, 64, 64, 3), np.uint8)
     store.append(episode(12, {"image": image}, 0, **({"environment": DOTS.id, "action_repeat": 1} | recorded)))

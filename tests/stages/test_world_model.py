@@ -61,7 +61,7 @@ def test_parameter_counts_at_planets_sizes():
     assert counts == [690_144, 3_795_555, 557_320, 250_201]
 
 
-def test_it_keeps_the_promise_of_a_latent_model():
+def test_it_is_a_latent_model():
     model = tiny()
     assert isinstance(model, LatentModel)
     embeds = model.encode(windows().observation["image"])
@@ -309,7 +309,7 @@ def test_a_store_of_other_shapes_is_refused_with_the_cure(observation, found):
         tiny().check_spec(Spec(observation, 2), "the episodes in here")
 
 
-def test_a_resumed_max_norm_that_differs_from_the_one_asked_for_is_said(tmp_path, episodes):
+def test_a_resumed_max_norm_that_differs_from_the_configured_one_gives_a_warning(tmp_path, episodes):
     run = trainer(max_steps=1)
     run.fit(tiny(), data(episodes))
     run.save_checkpoint(tmp_path / "model.ckpt")

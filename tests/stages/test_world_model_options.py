@@ -131,7 +131,7 @@ def test_without_stops_images_and_rewards_teach_everything():
 
 
 def test_contrastive_states_learn_without_a_decoders_gradient():
-    """V1's second representation: encoder and dynamics are moved by the contrast, and the decoder draws beside them."""
+    """V1's second representation: the contrastive loss trains the states, images the decoder alone."""
     model = world(contrastive=Contrastive(units=8, layers=1), contrastive_scale=3.0, stop_image_gradients=True)
     batch = windows()
     seen = model.observe(batch)
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_every_option_rebuilds_alone(tmp_path, episodes):
 
 
 def test_planets_own_are_the_defaults():
-    """Nothing that came with Dreamer has a weight in a model that does not ask for it."""
+    """By default no option of Dreamer adds a weight or a term."""
     names = {name.partition(".")[0] for name, _ in WorldModel(RSSM(GaussianLatent(2), 1)).named_parameters()}
     assert names == {"encoder", "decoder", "dynamics", "reward_head"}
 

@@ -1,4 +1,4 @@
-"""How one acts: exploration without knowledge, and acting on what a model knows."""
+"""Policies: exploration without a model, and acting on the states of a world model."""
 
 from wmlightning.policies.exploration import ConstantPolicy as ConstantPolicy
 from wmlightning.policies.exploration import HeldActionsPolicy as HeldActionsPolicy

@@ -1,4 +1,4 @@
-"""Acting by what was learnt in dreams: believe what the images say, and do what the actor does there."""
+"""Acting by the actor of a Dreamer on filtered states, and the decay of its exploration."""
 
 from typing import Any
 
@@ -15,12 +15,14 @@ from wmlightning.validation import at_least
 
 
 class LinearDecay(Recorded):
-    """A number that goes linearly from one value to another and stays there.
+    """A schedule that changes linearly from one value to another and then stays constant.
+
+        value(update) = start + (end - start) min(1, update / updates)
 
     Args:
-        start: its value at update 0.
-        end: its value from `updates` on.
-        updates: gradient steps that this takes, at least 1.
+        start: value at update 0.
+        end: value from update `updates` on.
+        updates: gradient steps from one to the other, at least 1.
 
     Raises:
         ValueError: if updates is below 1.
@@ -31,30 +33,30 @@ class LinearDecay(Recorded):
         self.start, self.end, self.updates = start, end, updates
 
     def __call__(self, update: int) -> float:
-        """The value after so many gradient steps."""
+        """Returns the value after `update` gradient steps."""
         return self.start + (self.end - self.start) * min(1.0, update / self.updates)
 
 
 class ActorPolicy:
-    """Believes what images and executed actions say, and acts by one forward pass of the actor.
+    """Filters the state from images and executed actions, and acts by one forward pass of the actor.
 
-        image ---> belief ---> actor ---> sample, or mode ---> (+ noise, clipped; or a random choice) ---> action
+        image ---> filtered state ---> actor ---> sample or mode ---> (+ noise, clipped; or random choice) ---> action
 
-    See `StateFilter`. Every number that a row draws (the image's dequantisation where there is any, the latent, the
-    action, exploration) is a function of the row's seed and step. The filter is told the action that is executed.
+    See `StateFilter`. All random numbers of a row (the image's dequantisation where there is any, the latent, the
+    action, exploration) are functions of the row's seed and step. The next state is filtered with the executed action.
 
     Args:
-        model: the world to believe in; its weights, and the actor's, as they are at each call.
-        actor: features (N, F) to the numbers that `distribution` reads.
-        distribution: how they become actions.
-        sample: draw actions (to collect), or take the likeliest one (to evaluate).
+        model: the world model; its weights, and the actor's, are used as they are at each call.
+        actor: features (N, F) to the parameters of `distribution`.
+        distribution: distribution of actions.
+        sample: draw actions (to collect), or take the mode (to evaluate).
         exploration: standard deviation of Gaussian noise on continuous actions, then clipped to [-1, 1]; 0 for none.
         epsilon: probability that a discrete action is drawn uniformly instead; 0 for none.
 
     Raises:
-        ValueError: if a number is out of its range, or is for the other kind of actions.
+        ValueError: if exploration or epsilon is out of its range or does not suit the kind of actions.
 
-    Source: Hafner et al. 2020 and 2021 (Dreamer V1 and V2); the papers say nothing of epsilon, V1's code does.
+    Source: Hafner et al. 2020 and 2021 (Dreamer V1 and V2); epsilon is in V1's code and in neither paper.
     """
 
     def __init__(
@@ -67,16 +69,18 @@ class ActorPolicy:
         epsilon: float = 0.0,
     ) -> None:
         check_exploration(distribution, exploration, epsilon)
-        self.model, self.actor, self.distribution, self.sample = model, actor, distribution, sample
-        self.discrete, self.exploration, self.epsilon = distribution.discrete, exploration, epsilon
-        size = model.dynamics.action_size
-        self._drawn = distribution.noise_size(size)
-        # To explore with: a number for each of an action's, or whether to and which to choose.
-        self.belief = StateFilter(model, self._drawn + (2 if self.discrete else size))
+        self.model, self.actor, self.distribution = model, actor, distribution
+        self.sample, self.exploration, self.epsilon = sample, exploration, epsilon
+        self.discrete = distribution.discrete
+        action_size = model.dynamics.action_size
+        self._action_noise_size = distribution.noise_size(action_size)
+        # Continuous exploration takes a number for each dimension, discrete one whether to explore and which to choose.
+        exploration_noise_size = 2 if self.discrete else action_size
+        self.state_filter = StateFilter(model, self._action_noise_size + exploration_noise_size)
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
-        """A fresh memory of n rows; without seeds, row i has seed i."""
-        return self.belief.initial(n, seeds)
+        """Returns the carry of n rows before their first image; without seeds, row i has seed i."""
+        return self.state_filter.initial(n, seeds)
 
     @torch.inference_mode()
     def __call__(
@@ -84,14 +88,14 @@ class ActorPolicy:
     ) -> tuple[np.ndarray, Carry]:
         """Acts once in n environments."""
         n = len(is_first)
-        belief, noise = self.belief.take_in(observation["image"], is_first, carry)
-        params = self.actor(belief.features).float()
+        state, noise = self.state_filter.observe(observation["image"], is_first, carry)
+        params = self.actor(state.features).float()
         if self.sample:
-            action = self.distribution.sample(params, noise[:, : self._drawn])
+            action = self.distribution.sample(params, noise[:, : self._action_noise_size])
         else:
             action = self.distribution.mode(params)
-        action = self._explore(action, noise[:, self._drawn :])[:n]
-        return action.cpu().numpy(), self.belief.keep(carry, belief[:n], action)
+        action = self._explore(action, noise[:, self._action_noise_size :])[:n]
+        return action.cpu().numpy(), self.state_filter.next_carry(carry, state[:n], action)
 
     def _explore(self, action: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         if not self.discrete:
@@ -103,7 +107,7 @@ class ActorPolicy:
 
 
 def check_exploration(distribution: ActionDistribution, exploration: float, epsilon: float) -> None:
-    """Makes sure that an agent can explore so.
+    """Checks that an agent with such actions can explore this way.
 
     Raises:
         ValueError: as `ActorPolicy`.

@@ -1,8 +1,8 @@
-"""Policies that look at nothing, or at next to nothing: how the first episodes are collected.
+"""Exploration policies without a learned model, which collect the first episodes.
 
-White noise does not move a car: gas and steering average out within a second. So all of these hold on to what they do.
-The noise of a row is a function of its seed and its own step, by a counter-based generator: the same actions come out
-whatever the number of environments, and nothing has to be saved.
+White noise does not move a car, as gas and steering average out within a second. All of these policies are therefore
+correlated in time. The noise of a row is a function of its seed and its own step, by a counter-based generator, so that
+actions do not depend on the number of environments and no generator has to be saved.
 """
 
 import abc
@@ -20,30 +20,30 @@ from wmlightning.validation import at_least
 
 
 def row_generator(seed: int, step: int) -> np.random.Generator:
-    """The random numbers of one row at one step."""
+    """Returns the random generator of one row at one step."""
     return np.random.Generator(np.random.Philox(key=[seed, step]))
 
 
 class RowGenerators(Sequence[np.random.Generator]):
-    """The generators of all rows at their present step, each made when it is asked for: making one costs 20 us."""
+    """The generators of all rows at their present step, each made at its first use, as making one takes 20 us."""
 
     def __init__(self, seeds: list[int], steps: list[int]) -> None:
         self.seeds, self.steps = seeds, steps
         self.made: dict[int, np.random.Generator] = {}
 
     def __len__(self) -> int:
-        """Rows."""
+        """Returns the number of rows."""
         return len(self.seeds)
 
     def __getitem__(self, row: int) -> np.random.Generator:  # type: ignore[override]
-        """The generator of a row, the same one however often it is asked for."""
+        """Returns the generator of a row, the same one at every call."""
         if row not in self.made:
             self.made[row] = row_generator(self.seeds[row], self.steps[row])
         return self.made[row]
 
 
 class ExplorationPolicy(Recorded, abc.ABC):
-    """What the policies here share: a carry with each row's seed and step (abstract).
+    """A policy without a learned model, whose carry holds each row's seed and step (abstract).
 
     Args:
         action_size: length of the action vector; must be the environment's.
@@ -51,8 +51,8 @@ class ExplorationPolicy(Recorded, abc.ABC):
     """
 
     blind = False
-    """Whether actions never depend on the observation, nor on other rows: then a rollout may decide ahead, and calls
-    the policy with one row and nothing to see."""
+    """Whether actions depend neither on observations nor on other rows. A rollout may then choose actions ahead of
+    time, and calls the policy with one row and an empty observation."""
 
     def __init__(self, action_size: int, discrete: bool = False) -> None:
         if action_size < 1:
@@ -60,9 +60,9 @@ class ExplorationPolicy(Recorded, abc.ABC):
         self.action_size, self.discrete = action_size, discrete
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
-        """A fresh memory of n rows; without seeds, row i has seed i."""
-        named = list(range(n)) if seeds is None else seeds
-        return {"seed": torch.tensor(named, dtype=torch.int64), "step": torch.zeros(n, dtype=torch.int64)}
+        """Returns the carry of n rows before their first step; without seeds, row i has seed i."""
+        seeds = list(range(n)) if seeds is None else seeds
+        return {"seed": torch.tensor(seeds, dtype=torch.int64), "step": torch.zeros(n, dtype=torch.int64)}
 
     def __call__(
         self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
@@ -82,22 +82,22 @@ class ExplorationPolicy(Recorded, abc.ABC):
         carry: Carry,
         generators: Sequence[np.random.Generator],
     ) -> tuple[np.ndarray, Carry]:
-        """Numbers (n, action_size), and what else to carry. Where actions are discrete the largest number is taken."""
+        """Returns numbers (n, action_size), of which discrete actions take the largest, and further carry entries."""
 
 
 class SmoothNoisePolicy(ExplorationPolicy):
-    """A random walk that is drawn back to its mean (Ornstein-Uhlenbeck), clipped to [-1, 1].
+    """A random walk that reverts to its mean (Ornstein-Uhlenbeck), clipped to [-1, 1].
 
         x[0] ~ N(0, 1),   x[t+1] = r x[t] + sqrt(1 - r^2) e,   r = exp(-1 / timescale),   action = mean + scale * x
 
-    Every x[t] is N(0, 1), so nothing warms up. Discrete: the largest of action_size such walks is taken, which holds a
-    choice for about a timescale.
+    Every x[t] is N(0, 1), so that the walk is stationary from its first step. Discrete actions are the largest of
+    action_size such walks, which holds a choice for about a timescale.
 
     Args:
         action_size: length of the action vector.
-        timescale: decisions over which the walk forgets, above 0.
+        timescale: decisions after which the autocorrelation is 1/e, above 0.
         scale: standard deviation of the action before clipping.
-        mean: where it is drawn to, one number per dimension; None for zeros.
+        mean: mean of the action, one number per dimension; None for zeros.
         discrete: give one-hot vectors.
     """
 
@@ -117,12 +117,12 @@ class SmoothNoisePolicy(ExplorationPolicy):
             raise ValueError(f"timescale is {timescale} decisions but must be above 0: 10 is a good start")
         if mean is not None and len(mean) != action_size:
             raise ValueError(f"mean has {len(mean)} numbers but action_size is {action_size}: give one per dimension")
-        self.keep, self.scale, self.mean = math.exp(-1 / timescale), scale, np.zeros(action_size)
-        if mean is not None:
-            self.mean = np.array(mean, np.float64)
+        self.correlation = math.exp(-1 / timescale)
+        self.scale = scale
+        self.mean = np.zeros(action_size) if mean is None else np.array(mean, np.float64)
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
-        """Fresh rows; their walks begin at the first step."""
+        """Returns the carry of n rows; their walks begin at the first step."""
         return super().initial(n, seeds) | {"walk": torch.zeros(n, self.action_size, dtype=torch.float64)}
 
     def act(
@@ -132,20 +132,20 @@ class SmoothNoisePolicy(ExplorationPolicy):
         carry: Carry,
         generators: Sequence[np.random.Generator],
     ) -> tuple[np.ndarray, Carry]:
-        """Walks on."""
+        """Takes one step of every walk."""
         noise = np.stack([generator.standard_normal(self.action_size) for generator in generators])
-        on = self.keep * carry["walk"].numpy() + math.sqrt(1 - self.keep**2) * noise
-        walk = np.where(is_first[:, None], noise, on)
+        continued = self.correlation * carry["walk"].numpy() + math.sqrt(1 - self.correlation**2) * noise
+        walk = np.where(is_first[:, None], noise, continued)
         return np.clip(self.mean + self.scale * walk, -1, 1), {"walk": torch.from_numpy(walk)}
 
 
 class HeldActionsPolicy(ExplorationPolicy):
-    """Draws an action uniformly, holds it for 1 to max_hold decisions, draws anew.
+    """Draws an action uniformly and repeats it for 1 to max_hold decisions, then draws the next.
 
     Args:
         action_size: length of the action vector.
-        max_hold: longest hold in decisions; each length up to it is equally likely.
-        discrete: draw among the choices instead of from [-1, 1].
+        max_hold: most decisions with the same action; each number from 1 to it is equally likely.
+        discrete: draw one-hot vectors instead of numbers in [-1, 1].
 
     Source: Ha and Schmidhuber 2018, the random policy of their Doom run (doomrnn/extract.py: held for 1 to 10 frames).
     """
@@ -159,7 +159,7 @@ class HeldActionsPolicy(ExplorationPolicy):
         self.max_hold = max_hold
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
-        """Fresh rows, holding nothing."""
+        """Returns the carry of n rows that draw at their first step."""
         held = torch.zeros(n, self.action_size, dtype=torch.float64)
         return super().initial(n, seeds) | {"held": held, "left": torch.zeros(n, dtype=torch.int64)}
 
@@ -170,17 +170,18 @@ class HeldActionsPolicy(ExplorationPolicy):
         carry: Carry,
         generators: Sequence[np.random.Generator],
     ) -> tuple[np.ndarray, Carry]:
-        """Holds on, or draws."""
-        held, left = carry["held"].numpy().copy(), carry["left"].numpy().copy()
+        """Repeats or draws each row's action."""
+        held = carry["held"].numpy().copy()
+        left = carry["left"].numpy().copy()
         for row in np.flatnonzero(is_first | (left == 0)).tolist():
             left[row] = generators[row].integers(1, self.max_hold + 1)
-            # The largest of as many uniform numbers is a uniform choice, so one rule serves both kinds of action.
+            # The largest of as many uniform numbers is a uniform choice, so that one rule serves both kinds of action.
             held[row] = generators[row].uniform(-1, 1, self.action_size)
         return held, {"held": torch.from_numpy(held), "left": torch.from_numpy(left - 1)}
 
 
 class ConstantPolicy(ExplorationPolicy):
-    """Always the same action; on CarRacing zeros are half gas, straight on.
+    """Always takes the same action; on CarRacing zeros are half gas, straight on.
 
     Args:
         action: the action, numbers in [-1, 1] or one-hot.
@@ -199,18 +200,18 @@ class ConstantPolicy(ExplorationPolicy):
         carry: Carry,
         generators: Sequence[np.random.Generator],
     ) -> tuple[np.ndarray, Carry]:
-        """The action in every row."""
+        """Returns the action in every row."""
         return np.tile(self.action, (len(is_first), 1)), {}
 
 
 class RandomNetworkPolicy(ExplorationPolicy):
-    """The paper's way to explore: in every episode another random V, M and C, small and with heavy tails.
+    """The paper's exploration: in every episode another random V, M and C, with small, heavy-tailed weights.
 
         stdev ~ U(0, max_stdev) per episode,   every weight and bias = stdev * Cauchy
         z = sample of V(image),   action = tanh(W [z, h] + b),   h, c = LSTM([z, action], h, c)
 
-    Because weights are heavy-tailed, one or two of them dominate an episode: the car holds a course instead of
-    trembling. A row's weights are a function of its seed; the last few are kept, so that they are drawn once.
+    Because weights are heavy-tailed, one or two of them dominate an episode, and the car keeps a course instead of
+    trembling. A row's weights are a function of its seed; the newest ones are cached, so that they are drawn once.
 
     Args:
         action_size: length of the action vector.
@@ -233,10 +234,10 @@ class RandomNetworkPolicy(ExplorationPolicy):
     ) -> None:
         super().__init__(action_size, discrete)
         self.latent_size, self.hidden_size, self.max_stdev = latent_size, hidden_size, max_stdev
-        self._drawn: dict[int, list[Tensor]] = {}
+        self._cached_weights: dict[int, list[Tensor]] = {}
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
-        """Fresh rows with an empty memory."""
+        """Returns the carry of n rows with a zero memory."""
         empty = torch.zeros(n, self.hidden_size)
         return super().initial(n, seeds) | {"hidden": empty, "cell": empty.clone()}
 
@@ -247,7 +248,7 @@ class RandomNetworkPolicy(ExplorationPolicy):
         carry: Carry,
         generators: Sequence[np.random.Generator],
     ) -> tuple[np.ndarray, Carry]:
-        """Each row through its own network."""
+        """Runs each row through its own network."""
         n = len(is_first)
         actions, hidden, cell = np.zeros((n, self.action_size)), carry["hidden"].clone(), carry["cell"].clone()
         hidden[torch.from_numpy(is_first)] = 0
@@ -268,20 +269,20 @@ class RandomNetworkPolicy(ExplorationPolicy):
         for kernel, bias in zip(convolutions[::2], convolutions[1::2], strict=True):
             image = functional.relu(functional.conv2d(image, kernel, bias, stride=2))
         mean, logvar = (code_w @ image.flatten() + code_b).chunk(2)
-        # Heavy tails reach far: exp must not overflow.
+        # With heavy-tailed weights exp could overflow.
         z = mean + (logvar.clamp(-20, 20) / 2).exp() * noise
         action = torch.tanh(control_w @ torch.cat([z, hidden]) + control_b)
         gates = lstm_w @ torch.cat([z, action, hidden]) + lstm_b
-        take, new, forget, show = gates.chunk(4)
-        cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(take) * torch.tanh(new)
-        return action, torch.sigmoid(show) * torch.tanh(cell), cell
+        input_gate, candidate, forget_gate, output_gate = gates.chunk(4)
+        cell = torch.sigmoid(forget_gate + 1) * cell + torch.sigmoid(input_gate) * torch.tanh(candidate)
+        return action, torch.sigmoid(output_gate) * torch.tanh(cell), cell
 
     def _weights(self, seed: int, shape: torch.Size) -> list[Tensor]:
-        if seed not in self._drawn:
-            while len(self._drawn) >= 2 * shape[0]:
-                del self._drawn[next(iter(self._drawn))]
-            self._drawn[seed] = self._draw(seed, shape)
-        return self._drawn[seed]
+        if seed not in self._cached_weights:
+            while len(self._cached_weights) >= 2 * shape[0]:
+                del self._cached_weights[next(iter(self._cached_weights))]
+            self._cached_weights[seed] = self._draw(seed, shape)
+        return self._cached_weights[seed]
 
     def _draw(self, seed: int, shape: torch.Size) -> list[Tensor]:
         channels, side = shape[1], shape[2]
@@ -295,7 +296,7 @@ class RandomNetworkPolicy(ExplorationPolicy):
         shapes += [(2 * self.latent_size, channels * side * side), (2 * self.latent_size,)]
         shapes += [(4 * self.hidden_size, lstm_input), (4 * self.hidden_size,)]
         shapes += [(self.action_size, self.latent_size + self.hidden_size), (self.action_size,)]
-        # A key of its own: step numbers never reach it.
+        # No step number reaches this key.
         generator = row_generator(seed, 2**63)
         stdev = generator.uniform(0, self.max_stdev)
         return [torch.from_numpy(stdev * generator.standard_cauchy(shape)).float() for shape in shapes]

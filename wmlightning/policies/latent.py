@@ -1,4 +1,4 @@
-"""Acting on what a world model knows: V and M once for all environments, one controller or many."""
+"""Acting by a controller on the latent state of a world model: V and M run once for all environments and candidates."""
 
 from typing import Any
 
@@ -8,26 +8,25 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from wmlightning.dynamics.state import State
 from wmlightning.interfaces import Carry
-from wmlightning.policies.state_filter import padded_rows, row_noise
+from wmlightning.policies.state_filter import StateFilter, padded_rows
 from wmlightning.runtime import torch_threads
 
-_FEW = 16
-"""Up to so many rows act with one thread: there is little to share out, and threads that wait for one another wait very
-long where other work has taken a core."""
+_ONE_THREAD_ROWS = 16
+"""Up to so many rows act with one thread: they are too little work to share, and threads that synchronise wait long
+where other processes use the cores."""
 
 
 class LatentPolicy:
-    """One controller, or a whole population, acting on the latent state of a world model.
+    """One controller, or a whole population of them, acting on the latent state of a world model.
 
         image ---> V ---> z ---+---> [z, h, c] ---> controller of that row ---> action
                                |         ^                                         |
                   next call:   +---> M --+-----------------------------------------+
 
-    M consumes z and the action at the next call, before anything else; so a controller sees a memory that has taken in
-    images up to the last one and never its own action. Where `is_first` is set, the memory is zero. z is drawn from V's
-    Gaussian with noise that depends on the row's seed and step alone. The decoder is never run.
+    See `StateFilter`. M reads z and the action at the start of the next call, so that a controller sees the memory of
+    earlier images and actions, and the z of the present image. Where `is_first` is set, the memory is zero. z is drawn
+    from V's Gaussian with noise that depends on the row's seed and step alone. The decoder never runs.
 
     Args:
         model: a `LatentModel` whose dynamics have `observe_step(state, action, embed, is_first, noise)`.
@@ -43,51 +42,27 @@ class LatentPolicy:
     ) -> None:
         self.model, self.controller, self.discrete = model, controller, discrete
         self.candidates = candidates.detach()
+        self.state_filter = StateFilter(model)
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
-        """A fresh memory of n rows, all acting by the first candidate; without seeds, row i has seed i."""
+        """Returns the carry of n rows that all act by the first candidate; without seeds, row i has seed i."""
         return self.begin([0] * n, list(range(n)) if seeds is None else seeds)
 
     def begin(self, owners: list[int], seeds: list[int]) -> Carry:
-        """A fresh memory of one row for each (candidate, seed)."""
-        n = len(owners)
-        with torch.no_grad():
-            start = self.model.dynamics.initial(n)
-        return {
-            "seed": torch.tensor(seeds, dtype=torch.int64),
-            "step": torch.zeros(n, dtype=torch.int64),
-            "owner": torch.tensor(owners, dtype=torch.int64),
-            "deter": start.deter,
-            "stoch": start.stoch,
-            "action": torch.zeros(n, self.model.dynamics.action_size, device=start.deter.device),
-        }
+        """Returns the carry of one row for each pair of a candidate's index and a seed."""
+        return self.state_filter.initial(len(owners), seeds) | {"owner": torch.tensor(owners, dtype=torch.int64)}
 
     @torch.inference_mode()
     def __call__(
         self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
     ) -> tuple[np.ndarray, Carry]:
         """Acts once in n environments."""
-        rows = padded_rows(len(is_first))
-        with torch_threads(1 if len(rows) <= _FEW else torch.get_num_threads()):
-            return self._act(observation, is_first, carry, rows)
-
-    def _act(
-        self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry, rows: Tensor
-    ) -> tuple[np.ndarray, Carry]:
-        n, device = len(is_first), self.candidates.device
-        padded = {key: value[rows.to(value.device)] for key, value in carry.items()}
-        image = torch.from_numpy(observation["image"])[rows].to(device)
-        noise = row_noise(padded["seed"].numpy(), padded["step"].numpy(), padded["stoch"].shape[1])
-
-        embed = self.model.encode(image)
-        before = State(padded["deter"], padded["stoch"], padded["stoch"][:, :0])
-        flags = torch.from_numpy(np.asarray(is_first, bool))[rows].to(device)
-        state, _ = self.model.dynamics.observe_step(
-            before, padded["action"], embed, flags, noise=torch.from_numpy(noise).to(embed)
-        )
-        action = self.controller.act(self.candidates, state.features, padded["owner"].to(device))
-        if self.discrete:
-            action = functional.one_hot(action.argmax(-1), action.shape[-1]).to(action.dtype)
-
-        kept = {"deter": state.deter[:n], "stoch": state.stoch[:n], "action": action[:n]}
-        return action[:n].cpu().numpy(), carry | kept | {"step": carry["step"] + 1}
+        n = len(is_first)
+        rows = padded_rows(n)
+        with torch_threads(1 if len(rows) <= _ONE_THREAD_ROWS else torch.get_num_threads()):
+            state, _ = self.state_filter.observe(observation["image"], is_first, carry)
+            owner = carry["owner"][rows].to(self.candidates.device)
+            action = self.controller.act(self.candidates, state.features, owner)[:n]
+            if self.discrete:
+                action = functional.one_hot(action.argmax(-1), action.shape[-1]).to(action.dtype)
+            return action.cpu().numpy(), self.state_filter.next_carry(carry, state[:n], action)

@@ -1,4 +1,4 @@
-"""Exploring with an agent that does not explore by itself: its actions, and noise on top."""
+"""Exploration noise for agents without their own."""
 
 import numpy as np
 
@@ -7,19 +7,19 @@ from wmlightning.policies.exploration import ExplorationPolicy
 
 
 class NoisyPolicy:
-    """An agent's actions with another policy's added, clipped to [-1, 1].
+    """Adds an exploration policy's actions to an agent's, clipped to [-1, 1].
 
         action = clip(agent(image) + noise)
 
-    What the agent remembers as its last action (`action` in its carry) is what was really done, so that a memory that
-    is fed with it stays true. The noise of a row is a function of the row's seed and step, as the agent's own is.
+    The last action in the agent's carry (`action`) is the executed one, so that the agent's next state is filtered with
+    it. The noise of a row is a function of the row's seed and step, as the agent's own noise is.
 
     Args:
-        agent: how to act.
-        noise: what is added, such as SmoothNoisePolicy with a small scale.
+        agent: the policy that acts.
+        noise: the policy whose actions are added, such as SmoothNoisePolicy with a small scale.
 
     Raises:
-        ValueError: where the noise is one-hot: a choice cannot be disturbed by a sum.
+        ValueError: if the actions of either are one-hot, and so cannot be added.
     """
 
     def __init__(self, agent: Policy, noise: ExplorationPolicy) -> None:
@@ -28,23 +28,23 @@ class NoisyPolicy:
         self.agent, self.noise = agent, noise
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
-        """Fresh rows of both."""
-        own = self.noise.initial(n, seeds)
-        return self.agent.initial(n, seeds) | {f"noise_{key}": value for key, value in own.items()}
+        """Returns the carry of n rows, that of the noise under names with `noise_` in front."""
+        noise_carry = self.noise.initial(n, seeds)
+        return self.agent.initial(n, seeds) | {f"noise_{key}": value for key, value in noise_carry.items()}
 
     def __call__(
         self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
     ) -> tuple[np.ndarray, Carry]:
         """Acts once in every row."""
-        own = {key.removeprefix("noise_"): value for key, value in carry.items() if key.startswith("noise_")}
-        action, kept = self.agent(observation, is_first, carry)
-        extra, own = self.noise(observation, is_first, own)
-        if extra.shape != action.shape:
+        noise_carry = {key.removeprefix("noise_"): value for key, value in carry.items() if key.startswith("noise_")}
+        action, agent_carry = self.agent(observation, is_first, carry)
+        noise, noise_carry = self.noise(observation, is_first, noise_carry)
+        if noise.shape != action.shape:
             raise ValueError(
-                f"noise has {extra.shape[1:]} numbers but the agent acts with {action.shape[1:]}: give it the same "
+                f"noise has {noise.shape[1:]} numbers but the agent acts with {action.shape[1:]}: give it the same "
                 "action_size"
             )
-        action = np.clip(action + extra, -1, 1)
-        if "action" in kept:
-            kept = kept | {"action": kept["action"].new_tensor(action)}
-        return action, kept | {f"noise_{key}": value for key, value in own.items()}
+        action = np.clip(action + noise, -1, 1)
+        if "action" in agent_carry:
+            agent_carry = agent_carry | {"action": agent_carry["action"].new_tensor(action)}
+        return action, agent_carry | {f"noise_{key}": value for key, value in noise_carry.items()}

@@ -1,4 +1,4 @@
-"""Acting by planning: believe what the images say, imagine what could be done, do the best of it."""
+"""Acting by planning in a world model, from the filtered state, anew at every decision."""
 
 import numpy as np
 import torch
@@ -10,16 +10,16 @@ from wmlightning.seeds import derive_seed
 
 
 class PlanningPolicy:
-    """Believes what images and executed actions say, and plans anew from it at every decision.
+    """Filters the state from images and executed actions, plans from it, and executes the plan's first action.
 
-        image ---> belief ---> planner ---> (+ noise, clipped) ---> action
+        image ---> filtered state ---> planner ---> (+ noise, clipped) ---> action
 
-    See `StateFilter`. Every number that a row draws (the image's dequantisation, the latent, the planner's candidates
-    and dreams, exploration) is a function of the row's seed and step.
+    See `StateFilter`. All random numbers of a row (the image's dequantisation, the latent, the planner's candidates and
+    dreams, exploration) are functions of the row's seed and step.
 
     Args:
-        model: the world to believe in and to imagine; its weights as they are at each call.
-        planner: what searches for a plan.
+        model: the world model that is filtered and planned in; its weights are used as they are at each call.
+        planner: searches for the best sequence of actions.
         exploration: standard deviation of Gaussian noise on the action, which is then clipped to [-1, 1]; 0 for none.
 
     Raises:
@@ -34,11 +34,11 @@ class PlanningPolicy:
         if exploration < 0:
             raise ValueError(f"exploration is {exploration} but is a standard deviation: give 0 or more")
         self.model, self.planner, self.exploration = model, planner, exploration
-        self.belief = StateFilter(model, model.dynamics.action_size)
+        self.state_filter = StateFilter(model, model.dynamics.action_size)
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
-        """A fresh memory of n rows; without seeds, row i has seed i."""
-        return self.belief.initial(n, seeds)
+        """Returns the carry of n rows before their first image; without seeds, row i has seed i."""
+        return self.state_filter.initial(n, seeds)
 
     @torch.inference_mode()
     def __call__(
@@ -46,9 +46,9 @@ class PlanningPolicy:
     ) -> tuple[np.ndarray, Carry]:
         """Acts once in n environments."""
         n = len(is_first)
-        belief, noise = self.belief.take_in(observation["image"], is_first, carry)
-        belief, noise = belief[:n], noise[:n]
+        padded_state, padded_noise = self.state_filter.observe(observation["image"], is_first, carry)
+        state, noise = padded_state[:n], padded_noise[:n]
         counters = zip(carry["seed"].tolist(), carry["step"].tolist(), strict=True)
-        action = self.planner.plan(self.model, belief, [derive_seed(*pair) for pair in counters])
+        action = self.planner.plan(self.model, state, [derive_seed(*pair) for pair in counters])
         action = (action + self.exploration * noise).clamp(-1, 1)
-        return action.cpu().numpy(), self.belief.keep(carry, belief, action)
+        return action.cpu().numpy(), self.state_filter.next_carry(carry, state, action)

@@ -1,4 +1,4 @@
-"""What an agent believes of the world while it acts: the posterior of a world model, one image after the other."""
+"""The posterior state of a world model while an agent acts, updated by one image after the other."""
 
 import inspect
 from typing import Any
@@ -13,33 +13,34 @@ from wmlightning.interfaces import Carry
 from wmlightning.policies.exploration import row_generator
 
 _ROWS = 8
-"""Batches are padded to a multiple of this, so that a row rounds alike whether it acts alone or beside seven others."""
+"""Batches are padded to a multiple of this, so that a row's numbers round alike alone and beside seven others."""
 
 
 class StateFilter:
-    """Filters a belief from images and from the actions that were really executed, in n environments at once.
+    """Filters latent states from images and executed actions, in n environments at once.
 
-        image ---> encoder ---> belief ---> whoever acts ---> (exploration, clipped) ---> action
-                                 ^  |                                                       |
-                                 |  +--- next call -+                                       |
-                                 +------------------+---------------------------------------+
+        image ---> encoder ---> posterior state ---> policy ---> (exploration, clipped) ---> action
+                                  ^  |                                                         |
+                                  |  +-- next call --+                                         |
+                                  +------------------+-----------------------------------------+
 
-    The belief is one posterior step an image. Where `is_first` is set, belief and action begin at zero. Every number
-    that a row draws is a function of the row's seed and step, and rows are taken in together with copies, up to a
-    multiple of eight, so that company does not change how they round.
+    Each image is one posterior step of the dynamics. Where `is_first` is set, previous state and action are zero. All
+    random numbers of a row are functions of the row's seed and step. Rows are computed together with copies, up to a
+    multiple of eight, so that a row's numbers do not depend on how many rows there are.
 
     Args:
-        model: a `LatentModel`, the world to believe in; its weights as they are at each call.
-        extra: numbers that whoever acts draws for a row at every step, beside those of the latent.
+        model: a `LatentModel` whose dynamics have `observe_step(state, action, embed, is_first, noise)`; its weights
+            are used as they are at each call.
+        extra: random numbers that the policy draws for a row at every step, beside those of the latent.
     """
 
-    def __init__(self, model: Any, extra: int) -> None:
+    def __init__(self, model: Any, extra: int = 0) -> None:
         self.model, self.extra = model, extra
         noisy = "noise" in inspect.signature(model.encode).parameters
         self.dequantises = getattr(model, "dequantises", noisy)
 
     def initial(self, n: int, seeds: list[int] | None = None) -> Carry:
-        """A fresh memory of n rows, that of the last action among it; without seeds, row i has seed i."""
+        """Returns the carry of n rows before their first image; without seeds, row i has seed i."""
         with torch.no_grad():
             start = self.model.dynamics.initial(n)
         return {
@@ -50,14 +51,19 @@ class StateFilter:
             "action": start.stoch.new_zeros(n, self.model.dynamics.action_size),
         }
 
-    def take_in(
+    def observe(
         self, image: np.ndarray, is_first: np.ndarray, carry: Carry
     ) -> tuple[State, Float[Tensor, "rows extra"]]:
-        """Looks at one image a row.
+        """Updates the state of every row by one image.
+
+        Args:
+            image: uint8 (n, H, W, C).
+            is_first: bool (n,).
+            carry: from `initial` or `next_carry`.
 
         Returns:
-            The posterior and standard normal numbers for whoever acts: n rows, and copies of the last one up to a
-            multiple of eight.
+            The posterior state and `extra` standard normal numbers, each of n rows and of copies of the last one up to
+            a multiple of eight.
         """
         device, rows = carry["stoch"].device, padded_rows(len(is_first))
         here = rows.to(device)
@@ -66,7 +72,7 @@ class StateFilter:
         noise = torch.from_numpy(drawn).to(carry["stoch"])[here]
         pixels = torch.from_numpy(image)[rows].to(device)
         if self.dequantises:
-            # A stream of its own: seeds of rows are below 2**32.
+            # Seeds of rows are below 2**32, so that no other stream has this key.
             counters = zip(carry["seed"].tolist(), carry["step"].tolist(), strict=True)
             uniform = [row_generator(s + 2**32, t).random(image.shape[1:], np.float32) for s, t in counters]
             embed = self.model.encode(pixels, torch.from_numpy(np.stack(uniform))[rows].to(device))
@@ -77,26 +83,32 @@ class StateFilter:
         posterior, _ = self.model.dynamics.observe_step(before, carry["action"][here], embed, flags, noise[:, :size])
         return posterior, noise[:, size:]
 
-    def keep(self, carry: Carry, belief: State, action: Float[Tensor, "rows action"]) -> Carry:
-        """What to carry on: the belief of n rows, the actions that they execute, and the next step."""
-        kept = {"deter": belief.deter, "stoch": belief.stoch, "action": action}
-        return carry | kept | {"step": carry["step"] + 1}
+    def next_carry(self, carry: Carry, state: State, action: Float[Tensor, "rows action"]) -> Carry:
+        """Returns the carry for the next call.
+
+        Args:
+            carry: of this call; entries of other names are kept.
+            state: posterior state of n rows.
+            action: actions that they execute, (n, A).
+        """
+        updated = {"deter": state.deter, "stoch": state.stoch, "action": action}
+        return carry | updated | {"step": carry["step"] + 1}
 
     def _noise_size(self, carry: Carry) -> int:
-        # A memory of codes has no latent of its own: it takes a number for each of a code.
+        # An MDN-RNN's dynamics have no latent distribution: its noise is one number for each dimension of the code.
         return getattr(getattr(self.model.dynamics, "latent", None), "noise_size", carry["stoch"].shape[1])
 
 
 def padded_rows(n: int) -> Tensor:
-    """Numbers of n rows and of copies of the last one, up to a multiple of 8: see `_ROWS`."""
+    """Returns indices of n rows and of copies of the last one, up to a multiple of 8: see `_ROWS`."""
     return torch.arange(n + -n % _ROWS).clamp(max=n - 1)
 
 
 def row_noise(seed: np.ndarray, step: np.ndarray, size: int) -> np.ndarray:
-    """Standard normal numbers as a function of (seed, step, dimension), for all rows at once.
+    """Computes standard normal numbers as a function of (seed, step, dimension), for all rows at once.
 
-    A hash of the three counters (the finaliser of SplitMix64) gives uniform numbers, Box and Muller's formula normal
-    ones. A generator a row would cost more than the memory's own step.
+    A hash of the three counters (the finaliser of SplitMix64) gives uniform numbers, and Box and Muller's formula turns
+    them into normal ones. A random generator for each row would take longer than the dynamics' own step.
 
     Args:
         seed: int64 (n,), at least 0.

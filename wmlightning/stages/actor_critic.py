@@ -1,4 +1,4 @@
-"""The actor and the critic of Dreamer: they live in dreams of a world model, and learn from them how to act."""
+"""The actor and the critic of Dreamer, which learn from trajectories imagined in a world model."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from wmlightning.stages.optimization import JointStage, parameter_group
 from wmlightning.validation import above, at_least, below
 
 Noise = tuple[Float[Tensor, "rows horizon action"], Float[Tensor, "rows horizon latent"]]
-"""Standard normal numbers for the actions and for the states that are dreamt."""
+"""Standard normal numbers for the actions and for the latent states of a dream."""
 
 
 @dataclass
 class Dream:
-    """What an actor does in a world model, from N starts for H steps.
+    """N trajectories of H steps, imagined by an actor in a world model.
 
         index         0      1     ...    H-1     H          (unlike in a Batch, an action is
         states       start   s1    ...    sH-1    sH          taken AT the state of its index)
@@ -33,10 +33,11 @@ class Dream:
         policy        p0     p1    ...    pH-1
 
     Args:
-        states: the start and what was dreamt, (N, H + 1); their `params` are left out.
-        action: what was done, (N, H, A).
-        policy: the actor's numbers there, which `ActionDistribution` reads, with their gradient, (N, H, P).
-        cont: whether the episode truly goes on from the start, in the units of the world model's `cont`, (N).
+        states: the start and the imagined states, (N, H + 1); their `params` are left out.
+        action: the actions taken, (N, H, A).
+        policy: the actor's outputs at those states, the parameters of its `ActionDistribution`, with their gradient,
+            (N, H, P).
+        cont: whether the recorded episode goes on from the start, in the units of the world model's `cont`, (N).
     """
 
     states: State
@@ -46,13 +47,46 @@ class Dream:
 
 
 @dataclass
-class BehaviourOutput:
-    """What an actor-critic makes of a dream.
+class DreamReturns:
+    """Predicted rewards, discounts and values of a dream, and the returns computed from them.
+
+        index             0      1     ...    H-1     H
+        states           s0     s1     ...    sH-1    sH       with the start T = H; without it everything below
+        reward           r0     r1     ...    rH-1             begins at index 1, and T = H - 1
+        discount         d0     d1     ...    dH-1
+        weight           w0     w1     ...    wH-1
+        target_value     v0     v1     ...    vH-1    vH       the last one bootstraps
+        returns          G0     G1     ...    GH-1
+        value            V0     V1     ...    VH-1
 
     Args:
-        actor_loss: what the actor minimises.
-        critic_loss: what the critic minimises; 0 where there is none.
-        metrics: named numbers without gradient.
+        reward: predicted reward for arriving at each state, (N, T).
+        discount: discount factor times the predicted probability that the episode goes on, or, at the start, the
+            recorded flag, (N, T).
+        weight: product of the discounts of earlier states, without gradient, (N, T). Without the start, dreams from the
+            end of an episode have weight 0.
+        target_value: values that the returns are made of, those of the target critic, (N, T + 1). Without a critic they
+            are zeros and, last, the reward of the last state.
+        returns: lambda-returns, (N, T).
+        value: the critic's own values, whose gradient reaches the critic and nothing else, (N, T); None without one.
+    """
+
+    reward: Tensor
+    discount: Tensor
+    weight: Tensor
+    target_value: Tensor
+    returns: Tensor
+    value: Tensor | None
+
+
+@dataclass
+class BehaviourOutput:
+    """The losses of an actor-critic on one dream.
+
+    Args:
+        actor_loss: minimised by the actor, a scalar.
+        critic_loss: minimised by the critic, a scalar; 0 without a critic.
+        metrics: named scalars without gradient, ready to be logged.
     """
 
     actor_loss: Tensor
@@ -61,53 +95,54 @@ class BehaviourOutput:
 
 
 class ActorCritic(JointStage):
-    """An actor that is taught by dreams, and a critic that says what comes after they end.
+    """An actor that learns in dreams, and a critic that estimates the return beyond their horizon.
 
         dream     a[t] ~ actor(sg(s[t])),   s[t+1] ~ dynamics(s[t], a[t])                    t = 0 .. H-1
-        heads     r[t], c[t], v[t] read off s[t];   d[t] = discount * c[t];   v of the target critic
+        heads     r[t], c[t], v[t] predicted from s[t];   d[t] = discount * c[t];   v of the target critic
         return    G[t] = r[t] + d[t] ((1 - lambda) v[t+1] + lambda G[t+1]),   G of the last state is its v
-        weight    w = 1, then the product of all d before t                   what is dreamt after an end counts nothing
+        weight    w = 1, then the product of all d before t                   steps after a predicted end weigh nothing
         actor     loss = mean of w[t] (objective(ln pi(a[t] | s[t]), G[t], v[t]) - entropy * H[pi(. | s[t])])
         critic    loss = mean of w[t] (v(sg(s[t])) - sg(G[t]))^2 / 2
 
-    The start s[0] is a state that was really visited: with `include_start` (Dreamer V2) it has a term of its own, in
-    which c[0] is the true flag; without it (V1) the first term is that of s[1], with a weight of 1, and dreams from the
-    end of an episode count nothing. Gradients never run backwards through what the actor reads.
+    The start s[0] is the posterior state of a recorded step. With `include_start` (Dreamer V2) it has a term of its
+    own, in which c[0] is the recorded flag; without it (V1) the first term is that of s[1], with a weight of 1, and
+    dreams from the end of an episode weigh nothing. The actor's inputs are detached.
 
         index                    0      1    ...    H-1     H
         terms of V2              w0     w1   ...    wH-1          H of them
         terms of V1                     w1   ...    wH-1          H - 1
         terms of V2's code       w0     w1   ...                  `shifted`: G[t+1] - v[t] at w[t], H - 1 for the actor
 
-    It learns inside a `Dreamer`, which brings the world model, whose weights must rest meanwhile (`frozen`). Logged:
-    `actor/loss`, `actor/entropy` (nats, at the starts), `critic/loss`, `critic/value`, and what is dreamt, weighted as
-    it counts: `dream/return`, `dream/reward`, `dream/cont`.
+    `imagine` makes a dream, `returns` reads rewards, discounts, values and returns off it, and `learn` turns these into
+    losses; pictures of dreams draw what the first two give. It learns inside a `Dreamer`, which brings the world model,
+    whose weights must be frozen meanwhile (`frozen`). Logged: `actor/loss`, `actor/entropy` (nats, at the starts),
+    `critic/loss`, and means weighted by w: `critic/value`, `dream/return`, `dream/reward`, `dream/cont`.
 
     Args:
-        actor: how the actor's numbers become actions: TanhNormal, TruncatedNormal or OneHot.
-        objective: how returns teach the actor: DynamicsBackprop, Reinforce or Mixed.
+        actor: distribution of actions given the actor's outputs: TanhNormal, TruncatedNormal or OneHot.
+        objective: gradient estimator of the actor: DynamicsBackprop, Reinforce or Mixed.
         actor_layers: hidden layers of the actor.
         actor_units: their width.
         critic_layers: hidden layers of the critic.
         critic_units: their width.
-        has_critic: false for returns that end with the dream: the plain sum of its rewards, that of the last state
-            too. `discount`, `lambda_` and what is said of the critic then play no part.
-        target: what gives the values that returns are made of; null for the critic itself.
+        has_critic: false for returns that end with the dream: the plain sum of its rewards, the last state's included.
+            `discount`, `lambda_` and the critic's settings then have no effect.
+        target: the target network whose values the returns are made of; null for the critic itself.
         horizon: actions in a dream, H.
-        discount: what a reward is worth one step later, above 0 and at most 1; 1 where the cont head holds it.
-        lambda_: trust in longer returns, in [0, 1].
+        discount: discount factor of one step, above 0 and at most 1; 1 where the label of the cont head contains it.
+        lambda_: weight of longer returns, in [0, 1].
         entropy: weight of the policy's entropy.
         include_start: whether the start has a term of its own.
-        shifted: the actor's term t is about G[t+1], with the target critic's value as its baseline.
+        shifted: the actor's term t uses G[t+1], with the target critic's value as its baseline.
         actor_learning_rate: Adam's.
         critic_learning_rate: Adam's.
         epsilon: Adam's.
-        max_norm: the gradients of actor and critic are each scaled down to this norm where they are longer.
-        decay: share of every weight that is lost at an update.
+        max_norm: gradients of actor and critic are each clipped to this norm.
+        decay: weight decay, the share of every weight removed at an update.
         activation: "elu" or "relu".
-        action_size: numbers in an action, and
-        feature_size: width of the world model's features; null for those of the world model it is put beside.
-        seed: names the stream of learning noise; inside an agent the agent's holds.
+        action_size: length of the action vector; null takes that of the world model in the same agent.
+        feature_size: width of the world model's features; null takes that of the world model in the same agent.
+        seed: seed of the learning noise; inside an agent the agent's seed is used.
 
     Raises:
         ValueError: if a number is out of its range, the horizon leaves no term, or the objective needs a critic and
@@ -149,9 +184,9 @@ class ActorCritic(JointStage):
         above(0, actor_learning_rate=actor_learning_rate, critic_learning_rate=critic_learning_rate)
         above(0, epsilon=epsilon, max_norm=max_norm)
         below(1, decay=decay)
-        self.first, self.shifted, self.horizon = int(not include_start), shifted, horizon
-        if horizon - self.first - shifted < 1:
-            least = 1 + self.first + shifted
+        self.include_start, self.shifted, self.horizon = include_start, shifted, horizon
+        least = 1 + (not include_start) + shifted
+        if horizon < least:
             raise ValueError(f"horizon is {horizon}, which leaves no step to learn from: give at least {least}")
         if not 0 < discount <= 1:
             raise ValueError(f"discount is {discount} but must be above 0 and at most 1")
@@ -159,8 +194,10 @@ class ActorCritic(JointStage):
             raise ValueError(f"lambda_ is {lambda_} but must be in [0, 1]: 1 trusts long returns, 0 the critic")
         if objective.needs_value and not has_critic:
             raise ValueError(f"{type(objective).__name__} compares with a critic: set has_critic, or DynamicsBackprop")
-        self.distribution, self.objective = actor, objective
-        self.discount, self.lambda_, self.entropy = discount if has_critic else 1.0, lambda_, entropy
+        self.distribution = actor
+        self.objective = objective
+        self.discount = discount if has_critic else 1.0
+        self.lambda_, self.entropy = lambda_, entropy
         self.learning_rates = actor_learning_rate, critic_learning_rate
         self.epsilon, self.max_norm, self.decay = epsilon, max_norm, decay
         self.target = target or TargetNetwork(1, 1.0)
@@ -172,19 +209,20 @@ class ActorCritic(JointStage):
             self.build(action_size, feature_size)
 
     def build(self, action_size: int, feature_size: int) -> None:
-        """Makes the networks; where they are there already, makes sure that they fit.
+        """Builds the networks, or checks the size of those that are already built.
 
         Raises:
-            ValueError: if they are there, for other sizes.
+            ValueError: if they were built for other sizes.
         """
         if self.sizes is None:
-            kind, params = self.activation, self.distribution.param_size(action_size)
-            self.actor = MLP(feature_size, params, *self._actor_layers, activation=kind)
-            self.critic = MLP(feature_size, 1, *self._critic_layers, activation=kind) if self.has_critic else None
+            activation = self.activation
+            params = self.distribution.param_size(action_size)
+            self.actor = MLP(feature_size, params, *self._actor_layers, activation=activation)
+            self.critic = MLP(feature_size, 1, *self._critic_layers, activation=activation) if self.has_critic else None
             if self.critic is not None:
                 self.target.attach(self.critic)
             self.sizes = action_size, feature_size
-            # So that it can be built again without a world model.
+            # A checkpoint of the actor-critic alone can then be loaded without its world model.
             vars(self)["_arguments"].update(action_size=action_size, feature_size=feature_size)
         if self.sizes != (action_size, feature_size):
             raise ValueError(
@@ -192,63 +230,92 @@ class ActorCritic(JointStage):
                 f"{(action_size, feature_size)}: give it these, or neither"
             )
 
-    def imagine(self, world_model: Any, start: State, cont: Float[Tensor, "rows"], noise: Noise | None = None) -> Dream:
-        """Dreams H steps from every start, acting by the present policy.
+    def imagine(
+        self,
+        world_model: Any,
+        start: State,
+        cont: Float[Tensor, "rows"],
+        noise: Noise | None = None,
+        horizon: int | None = None,
+        sample: bool = True,
+    ) -> Dream:
+        """Imagines a trajectory from every start, acting by the present policy.
 
-        The graph through the dynamics is kept where the objective needs it; otherwise nothing is, and the actor is
-        evaluated once more on all states together.
+        The graph through the dynamics is kept only where the objective needs it. Otherwise the trajectory is imagined
+        without gradients, and the actor is evaluated once more, with its gradient, on all of its states together.
 
         Args:
             world_model: a `LatentModel`, its weights frozen.
-            start: states that were really visited, (N), detached.
-            cont: whether the episode truly goes on from there, 1 or 0, or its label, (N).
+            start: posterior states of recorded steps, (N), detached.
+            cont: whether the recorded episode goes on from there, 1 or 0, or its label, (N).
             noise: for the actions and the dynamics; None draws it from torch's generator.
+            horizon: actions in the dream; None for the horizon that is learned from.
+            sample: draw actions from the policy, or take its mode.
         """
-        through = self.objective.through_dynamics
-        states, actions, policies = [_bare(start)], [], []
-        with contextlib.nullcontext() if through else _at_rest(self.actor):
-            for t in range(self.horizon):
-                for_action, for_state = (None, None) if noise is None else (noise[0][:, t], noise[1][:, t])
-                policies.append(self.actor(states[-1].features.detach()).float())
-                actions.append(self.distribution.sample(policies[-1], for_action))
-                there = world_model.dynamics.imagine_step(states[-1], actions[-1], noise=for_state)
-                states.append(_bare(there))
-        dreamt = stack_states(states, 1)
-        policy = torch.stack(policies, 1) if through else self.actor(dreamt.features[:, :-1].contiguous()).float()
-        return Dream(dreamt, torch.stack(actions, 1), policy, cont)
+        through_dynamics = self.objective.through_dynamics
+        states, actions, policies = [_without_params(start)], [], []
+        with contextlib.nullcontext() if through_dynamics else _without_gradients(self.actor):
+            for t in range(self.horizon if horizon is None else horizon):
+                action_noise, state_noise = (None, None) if noise is None else (noise[0][:, t], noise[1][:, t])
+                policy = self.actor(states[-1].features.detach()).float()
+                action = self.distribution.sample(policy, action_noise) if sample else self.distribution.mode(policy)
+                state = world_model.dynamics.imagine_step(states[-1], action, noise=state_noise)
+                policies.append(policy)
+                actions.append(action)
+                states.append(_without_params(state))
+        trajectory = stack_states(states, 1)
+        if through_dynamics or not torch.is_grad_enabled():
+            policy = torch.stack(policies, 1)
+        else:
+            policy = self.actor(trajectory.features[:, :-1].contiguous()).float()
+        return Dream(trajectory, torch.stack(actions, 1), policy, cont)
 
-    def learn(self, world_model: Any, dream: Dream) -> BehaviourOutput:
-        """The losses of actor and critic.
+    def returns(self, world_model: Any, dream: Dream, include_start: bool | None = None) -> DreamReturns:
+        """Predicts rewards, discounts and values along a dream, and computes its lambda-returns.
 
         Args:
-            world_model: the one that was dreamt in, its weights frozen.
+            world_model: the one that the dream was imagined in, its weights frozen.
+            dream: from `imagine`.
+            include_start: whether the first term is that of the start; None as in learning.
+        """
+        include_start = self.include_start if include_start is None else include_start
+        features = dream.states.features
+        # One copy of the states with a term, as networks read contiguous rows.
+        here = features[:, int(not include_start) : -1].contiguous()
+        last = features[:, -1:]
+        reward = world_model.reward(here).mean
+        discount, weight = self._discounts_and_weights(world_model.cont(here).mean, dream.cont, include_start)
+        if self.critic is None:
+            target_value = torch.cat([torch.zeros_like(reward), world_model.reward(last).mean], 1)
+            returns = lambda_return(reward, target_value, discount, 1.0)
+            return DreamReturns(reward, discount, weight, target_value, returns, None)
+        with frozen(self.critic):
+            target_value = torch.cat([_value(self.target.of(self.critic), part) for part in (here, last)], 1)
+        returns = lambda_return(reward, target_value, discount, self.lambda_)
+        return DreamReturns(reward, discount, weight, target_value, returns, _value(self.critic, here.detach()))
+
+    def learn(self, world_model: Any, dream: Dream) -> BehaviourOutput:
+        """Computes the losses of actor and critic.
+
+        Args:
+            world_model: the one that the dream was imagined in, its weights frozen.
             dream: from `imagine`.
         """
-        first, features = self.first, dream.states.features
-        # One copy of the states with a term: networks want their rows side by side.
-        here, last = features[:, first:-1].contiguous(), features[:, -1:]
-        reward = world_model.reward(here).mean
-        discount, weight = self.discounts_and_weights(world_model.cont(here).mean, dream.cont)
-        if self.critic is None:
-            # A return that ends with the reward of the last state.
-            value = torch.cat([torch.zeros_like(reward), world_model.reward(last).mean], 1)
-            baseline, critic_loss = value[:, :-1], reward.new_zeros(())
-            returns = lambda_return(reward, value, discount, 1.0)
-        else:
-            with frozen(self.critic):
-                value = torch.cat([_value(self.target.of(self.critic), part) for part in (here, last)], 1)
-            returns = lambda_return(reward, value, discount, self.lambda_)
-            online = _value(self.critic, here.detach())
-            baseline = (value[:, :-1] if self.shifted else online).detach()
-            critic_loss = _mean(weight * 0.5 * (online - returns.detach()).square(), weight)
+        predicted = self.returns(world_model, dream)
+        returns, weight, value = predicted.returns, predicted.weight, predicted.value
+        critic_loss = returns.new_zeros(())
+        if value is not None:
+            critic_loss = _mean(weight * 0.5 * (value - returns.detach()).square(), weight)
 
-        policy, action = dream.policy[:, first:], dream.action[:, first:].detach()
-        needed = self.objective.needs_value
-        log_prob = self.distribution.log_prob(policy, action) if needed else None
-        # Term t of the actor is about G[t], or, shifted, about G[t + 1]; the last term then has no return.
+        # Term t of the actor uses G[t], or, shifted, G[t + 1]; the last term then has no return.
         terms = slice(0, -1) if self.shifted else slice(None)
-        chosen = None if log_prob is None else log_prob[:, terms]
-        loss = self.objective(chosen, returns[:, int(self.shifted) :], baseline[:, terms] if needed else None)
+        first = int(not self.include_start)
+        policy = dream.policy[:, first:]
+        log_prob, baseline = None, None
+        if self.objective.needs_value and value is not None:
+            log_prob = self.distribution.log_prob(policy, dream.action[:, first:].detach())[:, terms]
+            baseline = (predicted.target_value[:, :-1] if self.shifted else value).detach()[:, terms]
+        loss = self.objective(log_prob, returns[:, int(self.shifted) :], baseline)
         if self.entropy:
             loss = loss - self.entropy * self.distribution.entropy(policy[:, terms])
         actor_loss = _mean(weight[:, terms] * loss, weight[:, terms])
@@ -259,35 +326,40 @@ class ActorCritic(JointStage):
                 "actor/loss": actor_loss,
                 "actor/entropy": self.distribution.entropy(dream.policy[:, 0]).mean(),
                 "dream/return": (share * returns).sum(),
-                "dream/reward": (share * reward).sum(),
-                "dream/cont": (share * discount).sum() / self.discount,
+                "dream/reward": (share * predicted.reward).sum(),
+                "dream/cont": (share * predicted.discount).sum() / self.discount,
             }
-            if self.critic is not None:
-                metrics |= {"critic/loss": critic_loss, "critic/value": (share * online).sum()}
+            if value is not None:
+                metrics |= {"critic/loss": critic_loss, "critic/value": (share * value).sum()}
         return BehaviourOutput(actor_loss, critic_loss, {name: number.detach() for name, number in metrics.items()})
 
-    def discounts_and_weights(
-        self, cont: Float[Tensor, "rows terms"], true_cont: Float[Tensor, "rows"]
+    def _discounts_and_weights(
+        self, cont: Float[Tensor, "rows terms"], true_cont: Float[Tensor, "rows"], include_start: bool
     ) -> tuple[Float[Tensor, "rows terms"], Float[Tensor, "rows terms"]]:
-        """d and w of every state with a term.
+        """Returns d and w of every state with a term.
 
         Args:
             cont: predicted, of these states.
-            true_cont: of the starts, whether they are among these states or not.
+            true_cont: recorded, of the starts, whether they have a term or not.
+            include_start: whether they have one.
         """
-        if not self.first:
-            # What happened is known: a dream from the end of an episode counts in its first state only.
+        if include_start:
+            # The recorded flag is known: a dream from the end of an episode counts in its first state only.
             cont = torch.cat([true_cont[:, None].to(cont), cont[:, 1:]], 1)
         discount = self.discount * cont
         weight = discount_weights(discount)
-        return discount, weight * (true_cont > 0)[:, None] if self.first else weight
+        return discount, weight if include_start else weight * (true_cont > 0)[:, None]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Refuses to learn without a world model to dream in."""
+        """Refuses to train without a world model.
+
+        Raises:
+            ValueError: always.
+        """
         raise ValueError("an ActorCritic learns in the dreams of a world model: fit a Dreamer, with learn_model=false")
 
     def groups(self) -> dict[str, dict[str, Any]]:
-        """Actor and critic, for the optimizer of the agent that they are part of."""
+        """Returns the parameter groups of actor and critic, for the optimizer of their agent."""
         parts = {"actor": self.actor, "critic": self.critic}
         shared = self.epsilon, self.max_norm, self.decay
         rates = zip(parts.items(), self.learning_rates, strict=True)
@@ -295,7 +367,8 @@ class ActorCritic(JointStage):
 
 
 @contextlib.contextmanager
-def _at_rest(module: nn.Module) -> Iterator[None]:
+def _without_gradients(module: nn.Module) -> Iterator[None]:
+    """Disables gradients and freezes the weights, which autocast would else cache as copies without a gradient."""
     with torch.no_grad(), frozen(module):
         yield
 
@@ -304,8 +377,8 @@ def _value(critic: Any, features: Tensor) -> Tensor:
     return critic(features).float()[..., 0]
 
 
-def _bare(state: State) -> State:
-    """Without its parameters, which nobody reads in a dream: they would be most of what it holds."""
+def _without_params(state: State) -> State:
+    """Drops the distribution's parameters, which a dream never uses and which would be most of its memory."""
     return State(state.deter, state.stoch, state.stoch[..., :0])
 
 

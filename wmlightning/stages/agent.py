@@ -1,4 +1,4 @@
-"""What agents with a world model have in common around what they learn."""
+"""The checks and the validation that agents with a world model share."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -11,15 +11,16 @@ from wmlightning.stages.world_model import WorldModel
 
 
 class WorldModelAgent(JointStage, ABC):
-    """An agent that has a world model and an environment to live in (abstract).
+    """An agent with a world model and an environment (abstract).
 
-    `callbacks.collect.Collect` plays `policy(explore=True)` between epochs and `callbacks.evaluate.Evaluate` plays
-    `policy(explore=False)`. An environment or a store that does not fit is refused before anything is played or learnt.
+    `callbacks.collect.Collect` collects episodes with `policy(explore=True)` between epochs and
+    `callbacks.evaluate.Evaluate` evaluates `policy(explore=False)`. An environment or a store that does not fit the
+    agent is refused before an episode is played or a batch is learned from.
 
     Args:
-        world_model: what the agent knows.
-        environment: where it lives.
-        seed: names the stream of learning noise.
+        world_model: the agent's world model.
+        environment: the environment that it acts in.
+        seed: seed of the learning noise.
     """
 
     def __init__(self, world_model: WorldModel, environment: EnvFactory, seed: int = 0) -> None:
@@ -29,24 +30,32 @@ class WorldModelAgent(JointStage, ABC):
 
     @abstractmethod
     def check_actions(self, spec: Spec, what: str) -> None:
-        """Raises ValueError, in one line that says what to do, if the agent cannot act in such an environment."""
+        """Checks that the agent can act in an environment.
+
+        Args:
+            spec: of the environment.
+            what: its name, for the error.
+
+        Raises:
+            ValueError: if it cannot.
+        """
 
     def setup(self, stage: str) -> None:
-        """Refuses an environment that does not fit."""
+        """Checks the environment before training; ValueError."""
         if stage == "fit":
             self.check_parts()
 
     def check_parts(self) -> None:
-        """The environment must suit the agent."""
+        """Checks that the environment fits the agent; ValueError."""
         self.check_environment(self.environment)
 
     def check_environment(self, environment: EnvFactory) -> None:
-        """Refuses an environment that does not suit the actor, the dynamics and the encoder; ValueError."""
+        """Checks that an environment fits the actor, the dynamics and the encoder; ValueError."""
         self.check_actions(environment.spec, environment.id)
         self.world_model.check_spec(environment.spec, environment.id)
 
     def check_data(self, data: Any) -> None:
-        """The world model must be able to read the episodes, and they must have been recorded in the environment."""
+        """Checks that the world model can read the episodes, and that they are the environment's; ValueError."""
         check_windows(self.environment.longest, data, f"episodes of {self.environment.id}")
         self.world_model.check_data(data)
         store = getattr(data, "store", None)
@@ -54,6 +63,6 @@ class WorldModelAgent(JointStage, ABC):
             self.environment.check_recorded(store)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and quality of reconstructions on held-out windows, where there are any."""
+        """Logs the loss and the quality of reconstructions on held-out windows."""
         for name, metric in self.world_model.measure(batch).items():
             self.log(f"world_model/{name}", metric, on_step=False, on_epoch=True)

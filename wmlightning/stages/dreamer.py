@@ -1,4 +1,4 @@
-"""Dreamer: learns a world model from its own episodes, and how to act from dreams in it."""
+"""Dreamer: an agent that learns a world model from its own episodes, and behaviour from dreams in it."""
 
 from typing import Any
 
@@ -24,25 +24,26 @@ class Dreamer(WorldModelAgent):
         dream         every posterior state      ->  H steps of the actor in the world model     behaviour learning
         losses        world model + actor + critic, all with the weights from before the update
         update        each part's gradient is clipped by its own norm; target critic every so many updates
-        collect       image -> belief -> actor -> action, between epochs                         environment interaction
+        collect       image -> filtered state -> actor -> action, between epochs                 environment interaction
 
-    V1 and V2, for continuous and discrete actions, are the same lines with other parts: latent, cell and KL of the
+    V1 and V2, for continuous and discrete actions, are the same class with other parts: latent, cell and KL of the
     world model; actor, objective and target of the actor-critic. Logged: what `WorldModel` and `ActorCritic` log, and
     `actor/gradient_norm`, `critic/gradient_norm`.
 
     Args:
-        world_model: what the agent learns of the world; or, to go on from there, the path of a checkpoint of a
-            WorldModel, PlaNet or Dreamer. Its weights travel in this one's checkpoint.
-        actor_critic: what it learns to do.
-        environment: where it lives.
-        exploration: standard deviation of the noise on continuous actions that are collected, after they are sampled;
-            clipped to [-1, 1] afterwards.
-        epsilon: probability that a discrete action that is collected is drawn uniformly, by updates; null for never.
-        learn_model: false trains the actor-critic alone, on a world model that rests.
-        seed: names the stream of learning noise.
+        world_model: the agent's world model, or the path of a checkpoint of a WorldModel, PlaNet or Dreamer to start
+            from. Its weights are part of the Dreamer's checkpoint.
+        actor_critic: the agent's actor and critic.
+        environment: the environment that it acts in.
+        exploration: standard deviation of the Gaussian noise added to collected continuous actions after they are
+            sampled; they are clipped to [-1, 1] afterwards.
+        epsilon: probability that a collected discrete action is drawn uniformly, by updates; null for never.
+        learn_model: false trains the actor-critic alone, on a frozen world model.
+        seed: seed of the learning noise.
 
     Raises:
-        ValueError: if the parts do not fit each other, or, before training, the environment or the store.
+        ValueError: if the parts do not fit each other, or, before training, if the environment or the store does not
+            fit.
 
     Source: Dreamer V1 (Hafner et al. 2020), Algorithm 1; V2 (Hafner et al. 2021). The code of V1 computes all losses
     with the old weights as we do; that of V2 updates the world model first.
@@ -82,46 +83,50 @@ class Dreamer(WorldModelAgent):
     # ------------------------------------------------------------------------------------------------------- learning
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Learns from one batch: dynamics from what was seen, behaviour from what is dreamt from there."""
+        """Learns dynamics from one batch of windows, and behaviour from dreams that start at their posterior states."""
         self.updates.fill_(self.global_step + 1)
         if self.actor_critic.critic is not None:
             self.actor_critic.target.renew(self.actor_critic.critic, self.global_step)
 
-        learned = self.learn_dynamics(batch)
-        start = learned.posterior.flatten().detach()
+        model_output = self.learn_dynamics(batch)
+        start = model_output.posterior.flatten().detach()
         cont = self.world_model.cont_head.target(batch.cont).flatten()
         with frozen(self.world_model):
             dream = self.actor_critic.imagine(self.world_model, start, cont)
-            behaved = self.actor_critic.learn(self.world_model, dream)
+            behaviour_output = self.actor_critic.learn(self.world_model, dream)
 
-        named = {f"world_model/{name}": value for name, value in learned.metrics.items()} | behaved.metrics
-        self.log_dict(named, on_step=True, on_epoch=False, sync_dist=True)
-        return learned.loss + behaved.actor_loss + behaved.critic_loss
+        metrics = {f"world_model/{name}": value for name, value in model_output.metrics.items()}
+        self.log_dict(metrics | behaviour_output.metrics, on_step=True, on_epoch=False, sync_dist=True)
+        return model_output.loss + behaviour_output.actor_loss + behaviour_output.critic_loss
 
     def learn_dynamics(self, batch: Batch) -> WorldModelOutput:
-        """The world model's loss and its states; without a loss where it rests."""
+        """Returns the world model's loss and posterior states; a loss of 0 where it is frozen."""
         if self.learn_model:
             return self.world_model.learn(batch)
         return WorldModelOutput(batch.reward.new_zeros(()), self.world_model.observe(batch).posterior, {})
 
     def check_data(self, data: Any) -> None:
-        """Also warns of dreams in a world model that knows nothing and will not learn."""
+        """Also warns of a frozen world model that was never trained."""
         super().check_data(data)
-        # Biases start at zero, and none stays there that has learnt.
+        # Biases start at zero, and training moves all of them.
         if not self.learn_model and not self.world_model.reward_head.last.bias.any():
             rank_zero_warn(
-                "the world model rests and has never learnt, so its dreams mean nothing: give world_model the "
+                "the world model is frozen and was never trained, so its dreams mean nothing: give world_model the "
                 "checkpoint of a WorldModel, a PlaNet or a Dreamer"
             )
 
     def groups(self) -> dict[str, dict[str, Any]]:
-        """World model, where it learns, actor and critic."""
+        """Returns the parameter groups of the world model, unless it is frozen, of actor and of critic."""
         return (self.world_model.groups() if self.learn_model else {}) | self.actor_critic.groups()
 
     # --------------------------------------------------------------------------------------------------------- acting
 
     def policy(self, explore: bool = False) -> ActorPolicy:
-        """Acts with the present weights: exploring samples, with noise or random choices; else the likeliest action."""
+        """Returns the policy that acts with the present weights.
+
+        Args:
+            explore: sample actions, with exploration noise or random choices; false takes the policy's mode.
+        """
         actor, distribution = self.actor_critic.actor, self.actor_critic.distribution
         if not explore:
             return ActorPolicy(self.world_model, actor, distribution, sample=False)
@@ -129,7 +134,7 @@ class Dreamer(WorldModelAgent):
         return ActorPolicy(self.world_model, actor, distribution, True, self.exploration, epsilon)
 
     def check_actions(self, spec: Spec, what: str) -> None:
-        """Refuses an environment in which the actor cannot act."""
+        """Checks that the actor's distribution suits the environment's actions; ValueError."""
         if spec.discrete != self.actor_critic.distribution.discrete:
             kind = type(self.actor_critic.distribution).__name__
             is_choice = f"chooses one of {spec.action_size} actions but {kind} gives numbers in [-1, 1]: take OneHot"
@@ -138,7 +143,7 @@ class Dreamer(WorldModelAgent):
 
 
 def _world_model(given: Any) -> WorldModel:
-    """The world model itself, or the one in a checkpoint, alone or inside an agent."""
+    """Returns the given world model, or loads that of a checkpoint, alone or inside an agent."""
     stage = load(given) if not isinstance(given, Stage) else given
     model = getattr(stage, "world_model", stage)
     if not isinstance(model, WorldModel):

@@ -1,4 +1,4 @@
-"""PlaNet: learns a world model from its own episodes, and acts by planning in it."""
+"""PlaNet: an agent that learns a world model from its own episodes and acts by planning in it."""
 
 from typing import Any
 
@@ -13,20 +13,21 @@ from wmlightning.stages.world_model import WorldModel
 
 
 class PlaNet(WorldModelAgent):
-    """A world model and a planner that searches in it: there is no policy network and nothing else to learn.
+    """A world model and a planner that searches in it, without a policy network.
 
-        learning:   episodes -> world model                                       C updates, an epoch
-        acting:     image -> belief -> CEM in the world model -> action           an episode, collected between epochs
+        learning:   episodes -> world model                                           C updates, an epoch
+        acting:     image -> filtered state -> CEM in the world model -> action       an episode, between epochs
 
-    A training step is the world model's. `callbacks.collect.Collect` plays `policy(explore=True)` between epochs and
-    `callbacks.evaluate.Evaluate` plays `policy(explore=False)`. Logged: what `WorldModel` logs.
+    A training step is the world model's. `callbacks.collect.Collect` collects episodes with `policy(explore=True)`
+    between epochs and `callbacks.evaluate.Evaluate` evaluates `policy(explore=False)`. Logged: what `WorldModel` logs.
 
     Args:
-        world_model: what is learnt; its `dynamics.action_size` must be the environment's.
-        planner: how it is searched for actions.
-        environment: where the agent lives.
-        exploration: standard deviation of the noise on actions that are collected, clipped to [-1, 1] afterwards.
-        seed: names the stream of learning noise.
+        world_model: the only part that learns; its `dynamics.action_size` must be the environment's.
+        planner: searches for actions in the world model.
+        environment: the environment that the agent acts in.
+        exploration: standard deviation of the Gaussian noise on collected actions, which are clipped to [-1, 1]
+            afterwards.
+        seed: seed of the learning noise.
 
     Raises:
         ValueError: before training, if the environment's actions are one-hot, have another size than the dynamics
@@ -49,11 +50,11 @@ class PlaNet(WorldModelAgent):
         self.planner, self.exploration = planner, exploration
 
     def policy(self, explore: bool = False) -> PlanningPolicy:
-        """Plans with the present weights; exploring adds noise."""
+        """Returns the policy that plans with the present weights, with exploration noise or without."""
         return PlanningPolicy(self.world_model, self.planner, self.exploration if explore else 0.0)
 
     def check_actions(self, spec: Spec, what: str) -> None:
-        """Refuses an environment in which the planner cannot act."""
+        """Checks that the environment's actions are continuous; ValueError."""
         if spec.discrete:
             raise ValueError(
                 f"{what} chooses one of {spec.action_size} actions but CEM searches numbers in [-1, 1]: take an "
@@ -62,11 +63,11 @@ class PlaNet(WorldModelAgent):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Learns from one batch and logs the parts of the loss."""
-        learned = self.world_model.learn(batch)
-        named = {f"world_model/{name}": value for name, value in learned.metrics.items()}
-        self.log_dict(named, on_step=True, on_epoch=False, sync_dist=True)
-        return learned.loss
+        output = self.world_model.learn(batch)
+        metrics = {f"world_model/{name}": value for name, value in output.metrics.items()}
+        self.log_dict(metrics, on_step=True, on_epoch=False, sync_dist=True)
+        return output.loss
 
     def groups(self) -> dict[str, dict[str, Any]]:
-        """The world model's."""
+        """Returns the world model's parameter group."""
         return self.world_model.groups()

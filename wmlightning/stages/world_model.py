@@ -1,4 +1,4 @@
-"""The world model of PlaNet and Dreamer: images, rewards and what lies behind them, learnt from recorded episodes."""
+"""The world model of PlaNet and Dreamer: a latent state-space model learned from images and rewards of episodes."""
 
 import math
 from dataclasses import dataclass
@@ -26,22 +26,22 @@ from wmlightning.stages.requirements import check_action_size, check_images, win
 from wmlightning.validation import above, at_least, below
 
 CHUNK = 125
-"""Images that go through the convolutions at a time on a CPU: what they need then stays in memory that is kept."""
+"""Images per pass through the convolutions on a CPU: buffers of this size are reused instead of allocated anew."""
 
 Noise = tuple[Float[Tensor, "batch time height width channels"] | None, Float[Tensor, "batch time latent"] | None]
-"""Uniform numbers in [0, 1) for the pixels, which are read where they are quantised, and standard normal ones for the
-latent's samples. None draws either."""
+"""Uniform numbers in [0, 1) for the pixels, used where these are quantised, and standard normal ones for the latent's
+samples. None in place of either draws it."""
 
 
 @dataclass
 class ObserveOutput:
-    """What a world model sees in one batch.
+    """Posterior and prior states of one batch, and what they were computed from.
 
     Args:
-        pixels: what the encoder read and the decoder has to draw, (B * T, C, H, W).
-        embeds: what the encoder made of them, (B, T, E).
-        posterior: the states, (B, T), with their gradients.
-        prior: what could be known of them before the images, (B, T).
+        pixels: the encoder's input and the decoder's target, (B * T, C, H, W).
+        embeds: the encoder's output, (B, T, E).
+        posterior: states given images up to and including their own, (B, T), with their gradients.
+        prior: states given the images before their own, (B, T).
     """
 
     pixels: Tensor
@@ -52,12 +52,12 @@ class ObserveOutput:
 
 @dataclass
 class WorldModelOutput:
-    """What a world model makes of one batch.
+    """The loss of a world model on one batch, and its posterior states.
 
     Args:
-        loss: what to minimise.
-        posterior: the states, (B, T), with their gradients.
-        metrics: named numbers without gradient, the loss among them.
+        loss: to be minimised, a scalar.
+        posterior: posterior states, (B, T), with their gradients; dreams start at them.
+        metrics: named scalars without gradient, the loss among them, ready to be logged.
     """
 
     loss: Tensor
@@ -66,56 +66,57 @@ class WorldModelOutput:
 
 
 class WorldModel(JointStage):
-    """Learns latent dynamics from pixels and rewards, by a variational bound (equation 3).
+    """Learns latent dynamics from images and rewards by a variational bound (PlaNet, equation 3).
 
         loss = mean over batch and time of   -ln p(o_t | s_t) - reward_scale ln p(r_t | s_t)
                                            + kl_scale kl(q(s_t | o<=t, a<=t), p(s_t | s_{t-1}, a_t))
                                            + global_prior KL(q || N(0, I)) - cont_scale ln p(c_t | s_t)
-                                           + what overshooting and contrastive add
+                                           + the terms of overshooting and contrastive
 
-    Image and reward are the means of unit Gaussians, summed over pixels and channels; the reward is in the
-    environment's units (so a reward_scale of w on a reward that is small by a factor f is one of w * f^2 on the full
-    one). Gradients of all parts reach everything, unless they are stopped. Images are 64x64.
+    Decoder and reward head predict the means of unit Gaussians, summed over pixels and channels; the reward is in the
+    environment's units (so a reward_scale of w on a reward multiplied by f equals one of w f^2 on the full reward).
+    Gradients of all parts reach all weights, unless they are stopped. Images are 64x64.
 
-    What teaches the states is a matter of switches. Reward only (Dreamer V1), no image gradients (V2):
-    stop_image_gradients; the decoder then learns beside them, and shows what they hold. Contrastive (V1): that and
-    `contrastive`. No reward gradients (V2): stop_reward_gradients; the head learns on, and dreams use it.
+    Switches choose the losses that train the states. Reward only (Dreamer V1) and no image gradients (V2):
+    stop_image_gradients; the decoder still learns to reconstruct images from them. Contrastive (V1): that and
+    `contrastive`. No reward gradients (V2): stop_reward_gradients; the head still learns, and dreams use it.
 
     Logged, `world_model/` in front: `loss`, `image` and `reward` (negative log-likelihoods, in nats, their constants of
-    11,291.92 and 0.92 included; a grey image's is 3,763.97), `kl` and `kl_clipped` (what it costs), the parts of the
-    options, and `gradient_norm` before clipping, per batch; `val_loss` and `val_psnr` (of reconstructions from the
-    posterior's sample, pixels in [0, 1]) per validation.
+    11,291.92 and 0.92 included; a grey image's is 3,763.97), `kl` and `kl_clipped` (with free nats, as in the loss),
+    the parts of the options, and `gradient_norm` before clipping, per batch; `val_loss` and `val_psnr` (of
+    reconstructions from the posterior's sample, pixels in [0, 1]) per validation.
 
     Args:
         dynamics: RSSM, SSM or RNN.
-        kl: what the KL costs; None for FreeNatsKL(3).
+        kl: KL loss; None for FreeNatsKL(3).
         overshooting: LatentOvershooting or ObservationOvershooting; None for the standard bound.
         depth: width of the convolutions.
-        channels: of an image: 3, or 1 for grey ones.
-        pixels: "five_bits" `quantize`s them, with noise drawn anew for every batch (PlaNet); "centred" leaves all eight
-            bits and adds no noise, image / 255 - 1/2 (Dreamer).
-        conv_activation: of the convolutions, "relu" or "elu" (Dreamer V2).
-        activation: of the heads, "relu" or "elu" (Dreamer). The dynamics have their own.
+        channels: channels of an image, 3 or, grey, 1.
+        pixels: "five_bits" `quantize`s them, with new noise for every batch (PlaNet); "centred" keeps all eight bits
+            and adds no noise, image / 255 - 1/2 (Dreamer).
+        conv_activation: activation of the convolutions, "relu" or "elu" (Dreamer V2).
+        activation: activation of the heads, "relu" or "elu" (Dreamer). The dynamics have their own.
         reward_layers: hidden layers of the reward head.
         reward_units: their width.
-        reward_scale: weight of the reward.
-        reward_squash: "tanh" learns tanh(reward), and dreams of it; see `RewardHead`.
-        cont_layers: hidden layers of the head that predicts whether the episode goes on; 0 for none: it always does.
+        reward_scale: weight of the reward loss.
+        reward_squash: "tanh" predicts tanh(reward), also in dreams; see `RewardHead`.
+        cont_layers: hidden layers of the head that predicts whether the episode goes on; 0 for no head, which always
+            predicts that it does.
         cont_units: their width.
-        cont_scale: weight of that head.
-        cont_label: what a step that goes on is labelled; below 1 it holds the discount, see `ContHead`.
-        stop_image_gradients: images teach the decoder and nothing else.
-        stop_reward_gradients: rewards teach their head and nothing else.
-        contrastive: tells a window's states from others by their images; null for none.
-        contrastive_scale: weight of that.
+        cont_scale: weight of that head's loss.
+        cont_label: label of a step after which the episode goes on; below 1 it contains the discount, see `ContHead`.
+        stop_image_gradients: the image loss trains the decoder alone.
+        stop_reward_gradients: the reward loss trains its head alone.
+        contrastive: contrastive loss between states and embeds of images; null for none.
+        contrastive_scale: weight of the contrastive loss.
         kl_scale: weight of the KL.
         global_prior: weight of the KL to a standard Gaussian, without free nats; 0 for none.
         learning_rate: Adam's.
         epsilon: Adam's.
-        max_norm: the gradient is scaled down to this norm where it is longer.
-        decay: share of every weight that is lost at an update.
+        max_norm: the gradient is clipped to this norm.
+        decay: weight decay, the share of every weight removed at an update.
         warmup: updates over which the learning rate grows linearly to its value; 0 for none.
-        seed: names the stream of learning noise; inside an agent the agent's holds.
+        seed: seed of the learning noise; inside an agent the agent's seed is used.
 
     Raises:
         ValueError: if the dynamics expect other embeds than the encoder gives, or a number is out of its range.
@@ -186,34 +187,34 @@ class WorldModel(JointStage):
             {"val_loss": MeanMetric(), "val_psnr": PeakSignalNoiseRatio(1.0, dim=(1, 2, 3))}
         )
 
-    # ------------------------------------------------------------------------------- the promise of a `LatentModel`
+    # -------------------------------------------------------------------------------- interface of a `LatentModel`
 
     def encode(
         self,
         image: UInt8[Tensor, "*batch height width channels"],
         noise: Float[Tensor, "*batch height width channels"] | None = None,
     ) -> Float[Tensor, "*batch embed"]:
-        """Images (..., H, W, C) to embeds (..., E); noise as in `quantize`, where it is used: None draws it."""
+        """Encodes images (..., H, W, C) as embeds (..., E); noise as in `quantize`, where it is used: None draws it."""
         return self._embed(self.pixels(image, noise)).reshape(*image.shape[:-3], self.encoder.size)
 
     def decode(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch height width channels"]:
-        """Features (..., F) to the mean image, clipped to [0, 1], (..., H, W, C)."""
+        """Decodes features (..., F) to the mean image, clipped to [0, 1], (..., H, W, C)."""
         maps = self.decoder.maps(features.reshape(-1, self.dynamics.feature_size))
         image = torch.cat([self.decoder.draw(part) for part in maps.split(self._chunk(maps))]).permute(0, 2, 3, 1)
         return (image.float() + 0.5).clamp(0, 1).reshape(*features.shape[:-1], *image.shape[1:])
 
     def reward(self, features: Float[Tensor, "*batch features"]) -> Normal:
-        """The reward for arriving at these features, in the environment's units, or squashed as it is learnt, (...)."""
+        """Predicts the reward for arriving at these features, in the environment's units or squashed, (...)."""
         return self.reward_head.distribution(features)
 
     def cont(self, features: Float[Tensor, "*batch features"]) -> Bernoulli:
-        """That the episode goes on, (...); certain without a head, and times the discount where its label holds it."""
+        """Predicts whether the episode goes on, (...): 1 without a head, times the discount if the label has it."""
         return self.cont_head.distribution(features)
 
     # ------------------------------------------------------------------------------------------------------- learning
 
     def learn(self, batch: Batch, noise: Noise | None = None) -> WorldModelOutput:
-        """The loss of a batch of windows (B, T), its posterior states, and its named parts.
+        """Computes the loss of a batch of windows (B, T), its posterior states, and its named parts.
 
         Args:
             batch: images uint8 (B, T, 64, 64, C), actions, rewards and flags.
@@ -222,33 +223,36 @@ class WorldModel(JointStage):
         Raises:
             ValueError: if the actions have another size than the dynamics expect.
         """
-        seen = self.observe(batch, noise)
-        features, latent = seen.posterior.features, self.dynamics.latent
-        clipped, nats = self.kl(latent, seen.posterior.params, seen.prior.params)
+        observed = self.observe(batch, noise)
+        features = observed.posterior.features
+        latent = self.dynamics.latent
+        clipped, nats = self.kl(latent, observed.posterior.params, observed.prior.params)
         parts = {
-            "image": self.image_nats(features.flatten(0, 1), seen.pixels).unflatten(0, batch.shape),
+            "image": self.image_nats(features.flatten(0, 1), observed.pixels).unflatten(0, batch.shape),
             "reward": self.reward_nats(features, batch.reward),
             "kl_clipped": clipped,
         }
         weights = {"reward": self.reward_scale, "kl_clipped": self.kl_scale, "global_kl": self.global_prior}
         weights |= {"cont": self.cont_scale, "contrastive": self.contrastive_scale}
         if self.global_prior:
-            parts["global_kl"] = latent.kl_to_standard(seen.posterior.params)
+            parts["global_kl"] = latent.kl_to_standard(observed.posterior.params)
         if self.cont_head.mlp is not None:
             parts["cont"] = self.cont_head.nats(features, batch.cont)
         if self.contrastive is not None:
-            parts["contrastive"] = self.contrastive(seen.embeds, features)
+            parts["contrastive"] = self.contrastive(observed.embeds, features)
         if self.overshooting is not None:
-            parts |= self.overshooting(self, seen.posterior, batch, seen.pixels.unflatten(0, batch.shape), self.kl)
+            parts |= self.overshooting(
+                self, observed.posterior, batch, observed.pixels.unflatten(0, batch.shape), self.kl
+            )
         for name, part in parts.items():
             assert part.shape == batch.shape, f"{name} is {tuple(part.shape)}, not {batch.shape}, before its mean"
         means = {name: part.mean() for name, part in parts.items()}
         loss = torch.stack([weights.get(name, 1.0) * mean for name, mean in means.items()]).sum()
         metrics = {name: value.detach() for name, value in {"loss": loss, **means, "kl": nats.mean()}.items()}
-        return WorldModelOutput(loss, seen.posterior, metrics)
+        return WorldModelOutput(loss, observed.posterior, metrics)
 
     def observe(self, batch: Batch, noise: Noise | None = None) -> ObserveOutput:
-        """Posterior and prior of every row of a batch; arguments and errors as of `learn`."""
+        """Computes posterior and prior of every row of a batch; arguments and errors as of `learn`."""
         check_action_size(batch.action.shape[-1], self.dynamics.action_size, "the batch")
         uniform, normal = noise or (None, None)
         pixels = self.pixels(batch.observation["image"], uniform)
@@ -257,13 +261,13 @@ class WorldModel(JointStage):
         return ObserveOutput(pixels, embeds, posterior, prior)
 
     def pixels(self, image: UInt8[Tensor, "*batch height width channels"], noise: Tensor | None = None) -> Tensor:
-        """What the encoder reads of images and the decoder has to draw, (N, C, H, W); noise as in `quantize`."""
+        """Returns the encoder's input and the decoder's target, (N, C, H, W); noise as in `quantize`."""
         return quantize(image, noise) if self.dequantises else normalize(image, -0.5)
 
     def image_nats(
         self, features: Float[Tensor, "rows features"], pixels: Float[Tensor, "rows channels height width"]
     ) -> Float[Tensor, "rows"]:
-        """-ln p(image | features) of a unit Gaussian, summed over pixels and channels, constant included, (N)."""
+        """Returns -ln p(image | features) of a unit Gaussian, summed over a whole image, constant included, (N)."""
         if self.stop_image_gradients:
             features = features.detach()
         maps, size = self.decoder.maps(features), self._chunk(pixels)
@@ -276,43 +280,43 @@ class WorldModel(JointStage):
     def reward_nats(
         self, features: Float[Tensor, "*batch features"], reward: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch"]:
-        """-ln p(reward | features) of a unit Gaussian, constant included, (...)."""
+        """Returns -ln p(reward | features) of a unit Gaussian, constant included, (...)."""
         return self.reward_head.nats(features.detach() if self.stop_reward_gradients else features, reward)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Learns from one batch and logs the parts."""
-        learned = self.learn(batch)
-        named = {f"world_model/{name}": value for name, value in learned.metrics.items()}
-        self.log_dict(named, on_step=True, on_epoch=False, sync_dist=True)
-        return learned.loss
+        """Learns from one batch and logs the parts of the loss."""
+        output = self.learn(batch)
+        metrics = {f"world_model/{name}": value for name, value in output.metrics.items()}
+        self.log_dict(metrics, on_step=True, on_epoch=False, sync_dist=True)
+        return output.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and quality of reconstructions on held-out windows."""
+        """Logs the loss and the quality of reconstructions on held-out windows."""
         for name, metric in self.measure(batch).items():
             self.log(f"world_model/{name}", metric, on_step=False, on_epoch=True)
 
     def measure(self, batch: Batch) -> dict[str, Metric]:
-        """The metrics of a validation by name, with this batch taken in; whoever is outermost logs them."""
-        learned = self.learn(batch)
-        self.metrics["val_loss"].update(learned.loss)
-        image = self.decode(learned.posterior.features).flatten(0, 1).permute(0, 3, 1, 2)
+        """Updates the validation metrics by a batch and returns them by name, for the outermost module to log."""
+        output = self.learn(batch)
+        self.metrics["val_loss"].update(output.loss)
+        image = self.decode(output.posterior.features).flatten(0, 1).permute(0, 3, 1, 2)
         self.metrics["val_psnr"].update(image, normalize(batch.observation["image"]))
         return dict(self.metrics.items())
 
     def groups(self) -> dict[str, dict[str, Any]]:
-        """One part: the whole model."""
+        """Returns one parameter group, the whole model's."""
         learning = self.learning_rate, self.epsilon, self.max_norm, self.decay
         return {"world_model": parameter_group(self, *learning)}
 
     def check_data(self, data: Any) -> None:
-        """Also makes sure that windows are long enough for the overshooting."""
+        """Also checks that windows are long enough for the overshooting; ValueError."""
         rows = window_rows(data)
         if self.overshooting is not None and rows is not None:
             check_distance(self.overshooting.distance, rows)
         super().check_data(data)
 
     def check_spec(self, spec: Spec, what: str) -> None:
-        """Images of 64x64, as many channels, and actions as the dynamics take them."""
+        """Checks the size and channels of images and the size of actions; ValueError."""
         check_images(spec, what, self.channels, "world_model.channels")
         check_action_size(spec.action_size, self.dynamics.action_size, what)
 
