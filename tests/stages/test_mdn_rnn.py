@@ -270,7 +270,7 @@ def test_a_stateful_memory_goes_on_where_the_batch_before_ended(codes):
     model, long = tiny(stateful=True), code_batch(embeds(2, 8, CERTAIN))
     halves = [long.map(lambda tensor, k=k: tensor[:, 4 * k : 4 * k + 4]) for k in range(2)]
     model.log_dict = lambda *args, **kwargs: None
-    model.over_ranks = lambda count: count
+    model.mean_over_ranks = lambda count: count
     losses = [model.training_step(half, 0) for half in halves]
     assert_close((3 * losses[0] + 4 * losses[1]) / 7, model.learn(long)["loss"])
 
@@ -294,8 +294,8 @@ def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, codes, options
 class ModeRNN(MDNRNN):
     """M without noise, so that two processes see the same numbers as one."""
 
-    def _learn(self, batch, noise=None, before=None, over_ranks=None):
-        return super()._learn(batch, torch.zeros(*batch.shape, Z), before, over_ranks)
+    def _learn(self, batch, noise=None, before=None, mean_over_ranks=None):
+        return super()._learn(batch, torch.zeros(*batch.shape, Z), before, mean_over_ranks)
 
 
 @pytest.mark.parametrize("options", [{}, KINDS["stateful"][0]], ids=KINDS.keys())
@@ -334,7 +334,7 @@ def test_a_checkpoint_rebuilds_v_and_m_alone(tmp_path, episodes, codes):
     run.fit(model, data(codes))
     run.save_checkpoint(tmp_path / "m.ckpt")
     (tmp_path / "vae.ckpt").unlink()
-    with pytest.raises(ValueError, match="holds a MDNRNN, but a VAE is wanted"):
+    with pytest.raises(ValueError, match="holds a MDNRNN, but a VAE is needed"):
         MDNRNN(str(tmp_path / "m.ckpt"), MDNLSTM(Z, A, H))
 
     recipe = torch.load(tmp_path / "m.ckpt", weights_only=True)["recipe"]
