@@ -85,9 +85,9 @@ class BetweenEpochs(Callback, ABC):
 
     def envs(self, agent: Any) -> PixelVectorEnv:
         """Returns the environments, which it makes at the first call."""
-        if self._envs is None:
-            self._envs = agent.environment.vector(self.num_envs, self.num_workers)
-        return self._envs
+        envs = self._envs or agent.environment.vector(self.num_envs, self.num_workers)
+        self._envs = envs
+        return envs
 
     def play(
         self, trainer: Trainer, agent: Any, policy: Policy, seeds: Sequence[int], **options: Any
@@ -155,18 +155,18 @@ class EpisodeSeeds(Sequence[int]):
         seed: the run's seed.
         rank: the process.
         first: index of the first episode among all that the process begins.
-        count: number of episodes.
+        num_episodes: how many there are.
     """
 
-    def __init__(self, seed: int, rank: int, first: int, count: int) -> None:
+    def __init__(self, seed: int, rank: int, first: int, num_episodes: int) -> None:
         self.seed = seed
         self.rank = rank
         self.first = first
-        self.count = count
+        self.num_episodes = num_episodes
 
     def __len__(self) -> int:
         """Number of episodes."""
-        return self.count
+        return self.num_episodes
 
     def __getitem__(self, position: int) -> int:  # type: ignore[override]
         """The seed of the episode with index first + position."""

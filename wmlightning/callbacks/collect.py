@@ -201,17 +201,19 @@ class Collect(BetweenEpochs):
         self._learning_since = time.monotonic(), updates
 
     def envs(self, agent: Any) -> PixelVectorEnv:
-        """Returns the environments, which it makes at the first call; with `max_segment`, such that play in parts."""
-        if self._envs is None:
-            environment = self.environment or agent.environment
-            rank = agent.global_rank
-            if self.max_segment is None:
-                self._envs = environment.vector(self.num_envs, self.num_workers)
-            else:
-                seed_of = partial(online_episode_seed, agent.seed, rank)
-                next_index = self.progress.next_index(rank)
-                self._envs = environment.parted(self.num_envs, self.num_workers, self.max_segment, seed_of, next_index)
-        return self._envs
+        """Returns the environments, which it makes at the first call; with `max_segment` they play in parts."""
+        if self._envs is not None:
+            return self._envs
+        environment = self.environment or agent.environment
+        rank = agent.global_rank
+        if self.max_segment is None:
+            envs = environment.vector(self.num_envs, self.num_workers)
+        else:
+            seed_of = partial(online_episode_seed, agent.seed, rank)
+            next_index = self.progress.next_index(rank)
+            envs = environment.parted(self.num_envs, self.num_workers, self.max_segment, seed_of, next_index)
+        self._envs = envs
+        return envs
 
     def _collect(self, trainer: Any, agent: Any, unit: str, due: int, prefill: bool) -> dict[str, float]:
         """Collects what is due with all processes, adds it to the progress, and returns metrics of it."""
@@ -263,7 +265,7 @@ class Collect(BetweenEpochs):
         rank = trainer.global_rank
         data = trainer.datamodule
         envs = self.envs(agent)
-        # Without the cap: `_refresh_and_prune` deletes episodes, because it knows which ones the checkpoints need.
+        # Without the cap, so that only `_refresh_and_prune` deletes episodes, and none that a checkpoint needs.
         store = EpisodeStore(data.path, compression=data.store.compression)
         next_index = self.progress.next_index(rank)
         birth = batches_trained(trainer)

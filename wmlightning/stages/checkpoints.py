@@ -232,7 +232,7 @@ def first_mismatch(module: nn.Module, weights: Mapping[str, Tensor], where: str)
     Args:
         module: the module.
         weights: a state dictionary that it should be able to load.
-        where: says in the description where the weights come from.
+        where: where the weights come from, for the description.
 
     Returns:
         A sentence, or an empty string if all fit. Buffers, which are counted or collected in training, may have any
@@ -268,7 +268,7 @@ def repair_loop_counters(checkpoint: dict[str, Any]) -> None:
     into_epoch = batches["current"]["processed"] % batches_per_epoch
     epochs, rest = divmod(trained - into_epoch, batches_per_epoch)
     if rest:
-        # Epochs had another length before: only Lightning's own counters know how many there were.
+        # Epochs had another length before, so their number cannot be computed: Lightning's counters stay.
         return
     begun = epochs + (into_epoch > 0)
     for progress in loops["epoch_progress"].values():

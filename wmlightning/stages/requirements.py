@@ -1,4 +1,4 @@
-"""What stages require of their data, checked before training, and what a preflight knows of files not yet written.
+"""What stages require of their data, checked before training, and of files that a preflight expects.
 
     preflight         `preflight` opens a registry, `expect` writes it, `expected_at` and `check_expected` read it
     data              `check_images`, `check_action_size`, `check_windows`, `check_min_window_rows`, `check_held_out`
