@@ -81,7 +81,7 @@ class VisibleEpisodes(Callback):
         self.seen.append(set(trainer.datamodule.store.names))
 
 
-def test_a_part_is_learned_from_at_once(tmp_path):
+def test_a_part_is_trained_on_at_once(tmp_path):
     watched = VisibleEpisodes()
     done = run(tmp_path, callbacks=[watched], max_epochs=3)
     for batch, seen in enumerate(watched.seen):
@@ -165,13 +165,13 @@ def test_parts_are_refused_where_the_schedule_counts_whole_episodes(options, mes
         collector(**options)
 
 
-def test_one_may_collect_under_other_rules_than_one_plays_by(tmp_path):
+def test_an_agent_may_collect_under_other_rules_than_its_own_environment_has(tmp_path):
     """The agent's own episodes have 4 decisions; those that it learns from 2."""
     done = fit(tmp_path, collect=collector(environment=environment(steps=4)), max_epochs=1)
     assert {name.rows for name in done.data.store.listing} == {3}
 
 
-def test_an_environment_that_looks_unlike_the_agents_is_refused(tmp_path):
+def test_an_environment_with_other_images_than_the_agents_is_refused(tmp_path):
     with pytest.raises(ValueError, match="give both the same pictures and actions"):
         fit(tmp_path, collect=collector(environment=environment("wmlightning/DummyCorridor-v0")), max_epochs=1)
     assert not files(tmp_path)

@@ -1,4 +1,4 @@
-"""An online run that is cut, anywhere and in any way, and resumed is the run that was not: bit for bit."""
+"""An online run that is cut, anywhere and in any way, and resumed equals an uninterrupted one bit for bit."""
 
 import multiprocessing
 import os

@@ -164,20 +164,20 @@ def test_of_accumulated_batches_the_one_that_broke_is_named(tmp_path, store):
     assert said.startswith("batch 5 is not finite")
 
 
-def test_a_run_that_wants_no_checkpoints_is_stopped_without_one(tmp_path, store):
+def test_a_run_without_checkpoints_is_stopped_without_saving_one(tmp_path, store):
     _, said = broken(tmp_path, store, Poison(2), saving=False)
     assert said.endswith("the batch's own reward; go on from an earlier checkpoint")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_takes_no_checkpoint_does_not_hide_what_broke(tmp_path, store):
+def test_a_disk_that_cannot_be_written_does_not_hide_what_broke(tmp_path, store):
     (tmp_path / "checkpoints").touch()
     _, said = broken(tmp_path, store, Poison(2))
     assert "the batch's own reward" in said
     assert "cannot be written" in said
 
 
-def test_all_processes_stop_when_one_breaks_and_say_which_it_was(tmp_path, store):
+def test_all_processes_stop_when_one_breaks_and_name_it(tmp_path, store):
     forked = {"devices": 2, "strategy": "ddp_fork"}
     with pytest.raises(Exception, match="batch 2 is not finite: process 1: the batch's own reward; "):
         fit(tmp_path, carrier(), store, [Poison(2, rank=1), StopOnNonFinite()], **forked)
@@ -212,7 +212,7 @@ def blind(model):
 
 
 def ignorant(model):
-    """The model with a posterior that says what the prior says: nothing."""
+    """The model with a posterior that equals the prior."""
     for name, weight in model.dynamics.named_parameters():
         if "prior" in name or "posterior" in name or "embed" in name:
             nn.init.zeros_(weight)
@@ -276,14 +276,14 @@ def test_a_check_logs_how_much_is_explained_and_changes_nothing_else(tmp_path, s
     assert scalars.seen["world_model/explained"] < 1
 
 
-def test_pictures_in_which_nothing_moves_are_no_reason_to_warn():
+def test_constant_images_give_no_warning():
     batch = moving()
     batch.observation["image"][:] = 100
     with undisturbed(model := tiny_model()):
         assert latent_use(model, batch)[1] == 1.0
 
 
-def test_a_stage_without_such_latents_is_left_alone(tmp_path, store):
+def test_a_stage_without_such_latents_is_not_checked(tmp_path, store):
     fit(tmp_path, VAE(4, depth=2), store, [WarnOfCollapse(every=1)], steps=1, saving=False)
 
 
