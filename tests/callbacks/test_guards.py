@@ -129,7 +129,7 @@ def test_weights_are_never_updated_with_what_is_not_finite(tmp_path, store):
 
 def test_a_broken_batch_is_named_with_its_number_and_its_field(tmp_path, store):
     _, said = broken(tmp_path, store, Poison(5, value=float("inf")))
-    assert said.startswith("batch 5 is not finite: the batch's own reward; the state from before it is in ")
+    assert said.startswith("batch 5 is not finite: the batch's own reward; the state before it is in ")
     assert "before-batch-000005.ckpt" in said
     assert "--trainer.detect_anomaly=true" in said
     assert "\n" not in said
@@ -166,7 +166,7 @@ def test_of_accumulated_batches_the_one_that_broke_is_named(tmp_path, store):
 
 def test_a_run_without_checkpoints_is_stopped_without_saving_one(tmp_path, store):
     _, said = broken(tmp_path, store, Poison(2), saving=False)
-    assert said.endswith("the batch's own reward; go on from an earlier checkpoint")
+    assert said.endswith("the batch's own reward; resume from an earlier checkpoint")
     assert not list(tmp_path.iterdir())
 
 

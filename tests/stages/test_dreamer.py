@@ -401,7 +401,7 @@ def test_other_settings_of_the_same_parts_are_said_and_an_optimizers_are_not(tmp
     run = Trainer(accelerator="cpu", max_steps=0, logger=False)
     run.strategy.connect(dreamer("v2 dmc"))
     run.save_checkpoint(tmp_path / "agent.ckpt")
-    with pytest.warns(UserWarning, match=r"goes on with those given: model.actor_critic.horizon 4 is now 5$"):
+    with pytest.warns(UserWarning, match=r"resumes with those given: model.actor_critic.horizon 4 is now 5$"):
         check_resumable(dreamer("v2 dmc", behaviour={"horizon": 5, "max_norm": 5.0}), tmp_path / "agent.ckpt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -190,7 +190,7 @@ def test_a_resumed_learning_rate_that_differs_from_the_stages_is_warned_of(tmp_p
     run = trainer(max_steps=1)
     run.fit(tiny(), data(episodes))
     run.save_checkpoint(tmp_path / "vae.ckpt")
-    with pytest.warns(UserWarning, match="goes on with 0.0001"):
+    with pytest.warns(UserWarning, match="keeps 0.0001"):
         trainer(max_steps=2).fit(tiny(learning_rate=1e-3), data(episodes), ckpt_path=tmp_path / "vae.ckpt")
 
 

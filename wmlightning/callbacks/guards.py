@@ -95,7 +95,7 @@ class StopOnNonFinite(Callback):
         weights = [name for name, weight in stage.named_parameters() if not bool(weight.isfinite().all())]
         if weights:
             raise RuntimeError(
-                f"batch {batch} met weights that are not finite ({_first_two(weights)}); go on from an earlier "
+                f"batch {batch} met weights that are not finite ({_first_two(weights)}); resume from an earlier "
                 "checkpoint"
             )
         causes = ["a loss before the present batch"] if is_earlier else self._causes(trainer, stage)
@@ -106,17 +106,17 @@ class StopOnNonFinite(Callback):
             by_rank = {rank: found for rank, found in enumerate(gathered) if not found[0].startswith("the gradient")}
             by_rank = by_rank or {0: gathered[0]}
             causes = [f"process {rank}: {cause}" for rank, found in by_rank.items() for cause in found]
-        cure = "go on from an earlier checkpoint"
+        cure = "resume from an earlier checkpoint"
         if trainer.checkpoint_callbacks and not trainer.fast_dev_run:
             path = Path(trainer.default_root_dir) / "checkpoints" / f"before-batch-{batch:06d}.ckpt"
             try:
                 self._save(trainer, stage, path)
                 cure = (
-                    f"the state from before it is in {path}; go on from there with --trainer.detect_anomaly=true to "
-                    "see which operation it is, or with other data; a smaller learning rate wants a fresh start"
+                    f"the state before it is in {path}; resume from there with --trainer.detect_anomaly=true to "
+                    "see which operation it is, or with other data; a smaller learning rate needs a new run"
                 )
             except OSError as error:
-                cure += f" (the state from before it cannot be written: {error})"
+                cure += f" (the state before it cannot be written: {error})"
         raise RuntimeError(f"batch {batch} is not finite: {', '.join(causes)}; {cure}")
 
     def _save(self, trainer: Any, stage: LightningModule, path: Path) -> None:

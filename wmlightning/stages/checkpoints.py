@@ -189,19 +189,21 @@ def check_resumable(stage: LightningModule, path: str | Path) -> None:
         )
     mismatch = first_mismatch(stage, checkpoint["state_dict"], f"in {path}")
     if mismatch:
-        raise ValueError(f"{mismatch}: give the model the sizes it was begun with, or start anew")
+        raise ValueError(f"{mismatch}: give the model the sizes of that checkpoint, or start anew")
     changed = []
     for setting, value, saved in recipe_differences(recipe, saved_recipe):
         name = setting.rpartition(".")[2]
         if isinstance(value, dict) or isinstance(saved, dict) or name in _LAYOUT_SETTINGS:
             raise ValueError(
                 f"{setting} is {_class_name(saved)} in {path} but {_class_name(value)} here: give the model the parts "
-                "it was begun with, or start anew"
+                "of that checkpoint, or start anew"
             )
         if not name.endswith(_OPTIMIZER_SETTINGS):
             changed.append(f"{setting} {saved} is now {value}")
     if changed:
-        rank_zero_warn(f"{path} was begun with other settings, and goes on with those given: {', '.join(changed)}")
+        rank_zero_warn(
+            f"{path} was trained with other settings, and training resumes with those given: {', '.join(changed)}"
+        )
 
 
 def recipe_differences(recipe: Any, other: Any, setting: str = "model") -> Iterator[tuple[str, Any, Any]]:

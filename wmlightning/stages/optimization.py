@@ -50,7 +50,7 @@ class JointStage(Stage, ABC):
             configured = [group[key] for group in self.groups().values()]
             if kept != configured:
                 rank_zero_warn(
-                    f"{name} is {configured} but the checkpoint's optimizer goes on with {kept}: start afresh without "
+                    f"{name} is {configured} but the checkpoint's optimizer keeps {kept}: start afresh without "
                     "--ckpt_path to change it"
                 )
 

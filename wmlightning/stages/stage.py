@@ -109,7 +109,7 @@ class Stage(Recorded, lightning.LightningModule):
         kept = {group.get("initial_lr", group["lr"]) for group in groups if "lr" in group} if learning_rate else set()
         if kept - {learning_rate}:
             rank_zero_warn(
-                f"learning_rate is {learning_rate} but the checkpoint's optimizer goes on with "
+                f"learning_rate is {learning_rate} but the checkpoint's optimizer keeps "
                 f"{', '.join(map(str, kept))}: start afresh without --ckpt_path to change it"
             )
 
