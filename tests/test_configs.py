@@ -21,7 +21,7 @@ from wmlightning.cli.commands import check_command
 from wmlightning.cli.lightning import CommandLine
 from wmlightning.pipeline.config import read_config, read_pipeline, steps_of, sweep_of, table_of
 from wmlightning.recipes import recipe_of
-from wmlightning.stages.requirements import rehearsal
+from wmlightning.stages.requirements import preflight
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
@@ -68,7 +68,7 @@ def test_a_pipeline_is_commands_that_could_be_typed(name, capsys):
     assert main(["run", name, "--out", "somewhere", "--dry-run"]) == 0
     typed = [line.removeprefix("wmlightning ") for line in capsys.readouterr().out.splitlines()]
     assert [shlex.split(line) for line in typed] == [words for step in steps for words in step.commands]
-    with rehearsal():
+    with preflight():
         for line in typed:
             assert "{" + "run}" not in line
             check_command(shlex.split(line))
@@ -396,7 +396,7 @@ def test_a_dreamers_parts_fit_its_environment(name):
 
 def test_a_change_of_a_pipeline_to_null_reaches_the_part_it_names(tmp_path):
     change = "controller.model.environment.init_args.time_limit=null"
-    with rehearsal():
+    with preflight():
         for step in steps_of(read_pipeline("world_models/quickstart", [], [change]), tmp_path):
             built = [CommandLine(words, check=True) for words in step.commands if words[0] == "fit"]
             if step.name == "controller":
@@ -422,7 +422,7 @@ PAPER = {
 def test_the_papers_world_models_have_its_sizes(name, tmp_path):
     sizes, search = PAPER[name]
     stages = []
-    with rehearsal():
+    with preflight():
         for words in (words for step in steps_of(read_pipeline(name), tmp_path) for words in step.commands):
             if words[0] == "fit":
                 stages.append(CommandLine(words, check=True).model)
@@ -438,12 +438,12 @@ def test_the_papers_world_models_have_its_sizes(name, tmp_path):
 
 
 def test_the_papers_runs_are_as_long_as_their_files_say():
-    """Environment steps that are owed in all, the prefill included where it counts."""
+    """Environment steps that are due in all, the prefill included where it counts."""
     for name, repeat, steps in (("dreamer_v1/dmc", 2, 5e6), ("dreamer_v2/dmc", 2, 2e6), ("dreamer_v2/atari", 4, 2e8)):
         built = built_once(f"{name}.yaml")
         schedule = next(callback for callback in built.trainer.callbacks if hasattr(callback, "progress")).schedule
-        unit, owed = schedule.debt(CollectionProgress(prefilled=[0, 0, 0]), built.trainer.max_steps, 100)
-        decisions = owed * (500 if unit == "episodes" else 1)
+        unit, due = schedule.due(CollectionProgress(prefilled=[0, 0, 0]), built.trainer.max_steps, 100)
+        decisions = due * (500 if unit == "episodes" else 1)
         assert decisions * repeat == pytest.approx(steps, rel=2e-3)
 
 

@@ -89,11 +89,11 @@ def ours(hidden: int, shared: bool = True, half: bool = False, device: str = "cp
     controller = Controller(features, latent, hidden, action, bias=False)
     dream = DreamRules(temperature=TEMPERATURE, max_steps=STEPS, reward="alive", done=True)
     environment = EnvFactory("wmlightning/DummyPixels-v0")
-    games = DreamFitness(dream, model.requires_grad_(False).to(device).eval(), controller, environment)
-    games.starts = torch.randn(100, 2 * latent, device=device)
+    fitness = DreamFitness(dream, model.requires_grad_(False).to(device).eval(), controller, environment)
+    fitness.starts = torch.randn(100, 2 * latent, device=device)
     candidates = 0.1 * torch.randn(POPULATION, controller.size, dtype=torch.float64)
     seeds = [episode + (0 if shared else EPISODES * row) for row in range(POPULATION) for episode in range(EPISODES)]
-    return timed(lambda: games.play(candidates, seeds), device, half)
+    return timed(lambda: fitness.play(candidates, seeds), device, half)
 
 
 def reference(hidden: int, shared: bool = True, half: bool = False, device: str = "cpu") -> Turn:

@@ -1,4 +1,4 @@
-"""What the tests of the online loop share: an agent of a few weights, and runs of it that can be cut anywhere."""
+"""Shared by the tests of online runs: an agent with few weights, and runs of it that can be cut anywhere."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ BATCHES = 4
 
 
 class Chaser(Stage):
-    """Moves as its weights say, which learn (nothing useful) from windows and noise: a hard test of exactness."""
+    """Acts by weights that learn (nothing useful) from windows and noise, so that any inexact resume shows in them."""
 
     def __init__(self, environment, seed=0, learning_rate=0.1):
         super().__init__(seed)
@@ -86,7 +86,7 @@ class Curves(Logger):
 
     @property
     def exact(self):
-        """All that does not tell the time."""
+        """All curves but those that depend on the time of day."""
         return {key: values for key, values in self.points.items() if not key[0].endswith("per_second")}
 
 
@@ -115,7 +115,7 @@ def files(folder):
 
 
 def continued(first, second, whole):
-    """Whether two logs together, what was done twice logged twice, are the log of the uninterrupted run."""
+    """Asserts that two logs together are the log of the uninterrupted run, with repeated steps logged twice."""
     assert {*first, *second} == {*whole}
     for key, values in whole.items():
         before, after = first.get(key, []), second.get(key, [])
@@ -125,7 +125,7 @@ def continued(first, second, whole):
 
 
 def fit(folder, callbacks=(), collect=None, player=None, ckpt_path=None, saving=(), settings=None, **limit):
-    """A run in a folder: what it leaves behind."""
+    """Fits an agent in a folder, and returns the parts of the run."""
     run = SimpleNamespace(curves=Curves(), agent=player or agent(), collect=collect or collector(), folder=Path(folder))
     run.data = data(folder, **(settings or {}))
     options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}

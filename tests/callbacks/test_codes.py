@@ -1,4 +1,4 @@
-"""Codes: written once, beside the same actions and flags, and never those of two V in one folder."""
+"""Codes are written once, with the actions and flags of their images, and never those of two V in one folder."""
 
 import os
 
@@ -49,7 +49,7 @@ def write(episodes, path, vae, **options):
     return EpisodeStore(path)
 
 
-def test_codes_stand_beside_the_actions_rewards_and_flags_of_their_images(tmp_path, episodes):
+def test_codes_have_the_actions_rewards_and_flags_of_their_images(tmp_path, episodes):
     vae = tiny()
     codes = write(episodes, tmp_path / "codes", vae)
     assert codes.names == episodes.names
@@ -89,7 +89,7 @@ def test_codes_of_two_v_never_share_a_folder(tmp_path, episodes):
         write(episodes, tmp_path / "codes", tiny(seed=1))
 
 
-def test_of_a_store_that_has_grown_only_the_new_episodes_are_read(tmp_path, episodes, monkeypatch):
+def test_only_the_new_episodes_of_a_store_that_has_grown_are_read(tmp_path, episodes, monkeypatch):
     write(episodes, tmp_path / "codes", tiny())
     episodes.append(episodes.read(0), 11)
     read, read_into = [], EpisodeStore.read_into
@@ -100,7 +100,7 @@ def test_of_a_store_that_has_grown_only_the_new_episodes_are_read(tmp_path, epis
     assert set(read) == {11}
 
 
-def test_codes_of_another_v_are_replaced_where_that_is_wanted(tmp_path, episodes):
+def test_codes_of_another_v_are_replaced_if_stale_is_replace(tmp_path, episodes):
     old, new = tiny(), tiny(seed=1)
     codes = write(episodes, tmp_path / "codes", old)
     before = codes.read(0).observation["mean"]

@@ -1,4 +1,4 @@
-"""How an online agent comes by its data: what is played, counted, logged, kept and refused."""
+"""Online collection: what is played, counted, logged, kept and refused."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from wmlightning.callbacks.collect import online_episode_seed
 from wmlightning.policies.exploration import ConstantPolicy
 
 
-def test_it_plays_the_prefill_and_then_what_each_epoch_owes(tmp_path):
+def test_it_plays_the_prefill_and_then_what_is_due_after_each_epoch(tmp_path):
     run = fit(tmp_path, max_epochs=3)
     births = [name.birth for name in run.data.store.listing]
     assert births == [0] * 3 + [BATCHES] * 2 + [2 * BATCHES] * 2 + [3 * BATCHES] * 2
@@ -43,26 +43,26 @@ def test_what_is_logged_of_the_returns_and_the_age_is_what_is_in_the_store(tmp_p
 
 
 @pytest.mark.parametrize("repeat", [1, 2, 3])
-def test_decisions_owed_are_counted_whatever_the_action_repeat_and_the_overshoot_is_credited(tmp_path, repeat):
+def test_decisions_due_do_not_depend_on_the_action_repeat_and_an_overshoot_reduces_them(tmp_path, repeat):
     collect = collector(prefill_episodes=None, prefill_decisions=10, episodes_per_epoch=None, decisions_per_update=1.5)
     run = fit(tmp_path, collect=collect, player=agent(action_repeat=repeat), max_epochs=6)
     length = -(-7 // repeat)
-    paid = 0
+    played = 0
     for batch in range(0, 7 * BATCHES, BATCHES):
-        paid += sum(name.rows - 1 for name in run.data.store.listing if name.birth == batch)
-        owed = 10 + 1.5 * batch
-        assert owed <= paid < owed + 2 * length, "Two environments finish the episodes that they have begun."
+        played += sum(name.rows - 1 for name in run.data.store.listing if name.birth == batch)
+        due = 10 + 1.5 * batch
+        assert due <= played < due + 2 * length, "Two environments finish the episodes that they have begun."
     assert run.collect.progress.env_steps == 7 * len(run.data.store)
-    assert run.curves.named("collect/overshoot")[-1][1] == paid - owed
+    assert run.curves.named("collect/overshoot")[-1][1] == played - due
 
 
-def test_accumulated_gradients_count_as_the_updates_that_they_are(tmp_path):
+def test_several_accumulated_batches_count_as_one_update(tmp_path):
     run = fit(tmp_path, max_epochs=8, accumulate_grad_batches=4)
     assert run.trainer.global_step == 8
     assert run.collect.progress.episodes == 3 + 8 // BATCHES * 2
 
 
-def test_who_acts_is_random_before_the_first_update_and_then_the_agent(tmp_path):
+def test_the_policy_is_random_before_the_first_update_and_then_the_agents(tmp_path):
     run = fit(tmp_path, max_epochs=1)
     random = np.concatenate([run.data.store.read(k).action[1:] for k in range(3)])
     assert len(np.unique(random)) == random.size
@@ -80,7 +80,7 @@ def test_episodes_differ_in_their_seeds_and_name_them(tmp_path):
     assert len(set(seeds)) == 7
 
 
-def test_a_turn_leaves_the_learning_noise_and_the_mode_alone(tmp_path):
+def test_a_collection_changes_neither_the_learning_noise_nor_the_mode(tmp_path):
     class Watch(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             assert pl_module.training
@@ -92,7 +92,7 @@ def test_a_turn_leaves_the_learning_noise_and_the_mode_alone(tmp_path):
     fit(tmp_path, callbacks=[Watch()], max_epochs=2)
 
 
-def test_an_epoch_learns_from_all_that_was_played_before_it(tmp_path):
+def test_an_epoch_trains_on_all_episodes_played_before_it(tmp_path):
     seen = {}
 
     class Look(Callback):
@@ -106,7 +106,7 @@ def test_an_epoch_learns_from_all_that_was_played_before_it(tmp_path):
 # --------------------------------------------------------------------------------------------------------------- caps
 
 
-def test_under_a_cap_the_newest_are_learned_from_and_a_checkpoint_keeps_what_it_needs(tmp_path):
+def test_under_a_cap_training_reads_the_newest_episodes_and_those_of_a_checkpoint_are_kept(tmp_path):
     folder, checkpoint = tmp_path / "spared", tmp_path / "spared/checkpoints/a.ckpt"
 
     def capped(folder=folder, **options):
@@ -159,7 +159,7 @@ def test_a_validation_that_would_find_nothing_is_refused_before_anything_is_play
     assert not (tmp_path / "episodes").exists()
 
 
-def test_a_stage_that_does_not_act_is_refused(tmp_path):
+def test_a_stage_that_is_no_agent_is_refused(tmp_path):
     player = Chaser(environment())
     del player.environment
     with pytest.raises(ValueError, match="Collect wants an agent with a policy and an environment, which Chaser"):

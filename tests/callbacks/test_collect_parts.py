@@ -1,4 +1,4 @@
-"""Long episodes are collected in parts: the agent learns between them, and a run that is cut goes on soundly."""
+"""Long episodes are collected in parts: the agent learns between them, and a run that is cut continues soundly."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def run(folder, num_envs=2, **options):
     return fit(folder, collect=collector(**PARTS, num_envs=num_envs), player=agent(steps=2 * LENGTH), **options)
 
 
-def games(store):
+def parts_of_episodes(store):
     """The parts of each episode by (rank, index)."""
     joined = SegmentedEpisodes(store.listing)
     episodes = [joined.parts(k) for k in range(len(joined))]
@@ -32,8 +32,8 @@ def games(store):
 
 
 def check_store(store, rank=0):
-    """Every game is whole up to where it was left, in parts of the right lengths, from its own seed."""
-    found = {index: parts for (who, index), parts in games(store).items() if who == rank}
+    """Every episode has all parts up to its last one, each of the right length, from its own seed."""
+    found = {index: parts for (other, index), parts in parts_of_episodes(store).items() if other == rank}
     assert sorted(found) == list(range(len(found)))
     for index, parts in found.items():
         steps = [name.rows - 1 for name in parts]
@@ -43,13 +43,13 @@ def check_store(store, rank=0):
     return found
 
 
-def test_what_is_owed_is_paid_in_parts_and_a_game_outlives_the_policy_that_began_it(tmp_path):
+def test_what_is_due_is_played_in_parts_and_an_episode_goes_on_with_a_later_policy(tmp_path):
     done = run(tmp_path, max_epochs=4)
     found = check_store(done.data.store)
     for updates in range(0, 5 * BATCHES, BATCHES):
         played = sum(name.rows - 1 for name in done.data.store.listing if name.birth <= updates)
-        owed = 14 + 2 * updates
-        assert owed <= played < owed + 2 * SEGMENT, "Two rows may each finish the part that they are in."
+        due = 14 + 2 * updates
+        assert due <= played < due + 2 * SEGMENT, "Two rows may each finish the part that they are in."
     assert any(len({name.birth for name in parts}) > 1 for parts in found.values())
     progress = done.collect.progress
     still_open = {index: parts for _, index, parts in progress.open}
@@ -59,7 +59,7 @@ def test_what_is_owed_is_paid_in_parts_and_a_game_outlives_the_policy_that_began
     assert progress.begun == [len(found)]
 
 
-def test_the_return_is_that_of_whole_games_and_is_logged_when_one_ends(tmp_path):
+def test_the_return_is_that_of_whole_episodes_and_is_logged_when_one_ends(tmp_path):
     done = run(tmp_path, num_envs=1, max_epochs=6)
     store = done.data.store
     totals = {}
@@ -67,12 +67,12 @@ def test_the_return_is_that_of_whole_games_and_is_logged_when_one_ends(tmp_path)
         totals.setdefault(name.index, []).append(store.read(position).total_reward)
     ended = [sum(rewards) for rewards in totals.values() if len(rewards) == 4]
     logged = [value for _, value in done.curves.named("collect/return")]
-    assert logged == pytest.approx(ended, rel=1e-5), "One row ends at most one game in a turn here."
+    assert logged == pytest.approx(ended, rel=1e-5), "One row ends at most one episode in a collection here."
     assert 2 <= len(logged) < len(done.curves.named("collect/env_steps"))
 
 
-class Views(Callback):
-    """What is learned from at each batch: names of the files in view."""
+class VisibleEpisodes(Callback):
+    """Records at each batch the names of the files that training reads."""
 
     def __init__(self):
         self.seen = []
@@ -81,15 +81,15 @@ class Views(Callback):
         self.seen.append(set(trainer.datamodule.store.names))
 
 
-def test_a_part_is_learned_from_at_once(tmp_path):
-    watched = Views()
+def test_a_part_is_trained_on_at_once(tmp_path):
+    watched = VisibleEpisodes()
     done = run(tmp_path, callbacks=[watched], max_epochs=3)
     for batch, seen in enumerate(watched.seen):
         assert seen == {str(name) for name in done.data.store.listing if name.birth <= batch}
 
 
 @pytest.mark.parametrize("cut", [6, 8], ids=["in the middle of an epoch", "on its last batch"])
-def test_a_run_that_is_resumed_keeps_the_parts_it_knew_and_begins_its_open_games_anew(tmp_path, cut):
+def test_a_resumed_run_keeps_the_parts_in_its_checkpoint_and_begins_new_episodes_for_open_ones(tmp_path, cut):
     saving = [ModelCheckpoint(tmp_path, "cut", every_n_train_steps=cut, save_top_k=1)]
     first = run(tmp_path, saving=saving, max_steps=11)
     known = torch.load(tmp_path / "cut.ckpt", weights_only=True)["callbacks"]["Collect"]["progress"]
@@ -101,7 +101,7 @@ def test_a_run_that_is_resumed_keeps_the_parts_it_knew_and_begins_its_open_games
     assert len(list((tmp_path / "episodes").glob("superseded-*/*.h5"))) == len(before.keys() - files(tmp_path).keys())
     found = check_store(resumed.data.store)
     for index, parts in open_then.items():
-        assert len(found[index]) == parts, "a game that was open then is never played on"
+        assert len(found[index]) == parts, "an episode that was open then does not go on"
         assert not resumed.data.store.read(resumed.data.store.listing.index(found[index][-1])).is_terminal.any()
     for name, content in files(tmp_path).items():
         assert name not in before or before[name] == content
@@ -119,13 +119,13 @@ def test_a_run_can_be_resumed_again_from_a_checkpoint_of_a_resumed_one(tmp_path)
     assert done.collect.progress.decisions == done.data.store.num_steps
 
 
-def test_two_processes_play_their_own_games_in_parts(tmp_path):
+def test_two_processes_play_their_own_episodes_in_parts(tmp_path):
     options = PARTS | {"num_envs": 1}
     fit(
         tmp_path,
         collect=collector(**options),
         player=agent(steps=2 * LENGTH),
-        callbacks=[Ledgers(tmp_path)],
+        callbacks=[SaveProgress(tmp_path)],
         devices=2,
         strategy="ddp_fork",
         max_epochs=3,
@@ -141,8 +141,8 @@ def test_two_processes_play_their_own_games_in_parts(tmp_path):
     assert one["decisions"] == store.num_steps
 
 
-class Ledgers(Callback):
-    """Writes down the progress of every process."""
+class SaveProgress(Callback):
+    """Saves the progress of every process."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -160,18 +160,18 @@ class Ledgers(Callback):
         (PARTS | {"prefill_episodes": 2, "prefill_decisions": None}, "set prefill_decisions"),
     ],
 )
-def test_parts_of_what_is_owed_whole_are_refused(options, message):
+def test_parts_are_refused_where_the_schedule_counts_whole_episodes(options, message):
     with pytest.raises(ValueError, match=message):
         collector(**options)
 
 
-def test_one_may_collect_under_other_rules_than_one_plays_by(tmp_path):
+def test_an_agent_may_collect_under_other_rules_than_its_own_environment_has(tmp_path):
     """The agent's own episodes have 4 decisions; those that it learns from 2."""
     done = fit(tmp_path, collect=collector(environment=environment(steps=4)), max_epochs=1)
     assert {name.rows for name in done.data.store.listing} == {3}
 
 
-def test_an_environment_that_looks_unlike_the_agents_is_refused(tmp_path):
+def test_an_environment_with_other_images_than_the_agents_is_refused(tmp_path):
     with pytest.raises(ValueError, match="give both the same pictures and actions"):
         fit(tmp_path, collect=collector(environment=environment("wmlightning/DummyCorridor-v0")), max_epochs=1)
     assert not files(tmp_path)

@@ -11,7 +11,7 @@ from wmlightning.callbacks.evaluate import Evaluate
 
 
 class Report(Callback):
-    """Writes down what every process has come to, batch by batch: a forked one leaves nothing else."""
+    """Saves what every process has seen, batch by batch, and its results: a forked one leaves nothing else."""
 
     def __init__(self, folder):
         self.folder, self.seen, self.weights = folder, [], []
@@ -23,8 +23,8 @@ class Report(Callback):
     def on_train_end(self, trainer, pl_module):
         progress = next(c for c in trainer.callbacks if hasattr(c, "progress")).progress.state()
         curves = [[*key, values] for key, values in trainer.logger.exact.items()] if trainer.is_global_zero else []
-        told = {"seen": self.seen, "weights": self.weights, "progress": progress, "curves": curves}
-        torch.save(told, f"{self.folder}/{trainer.global_rank}.pt")
+        report = {"seen": self.seen, "weights": self.weights, "progress": progress, "curves": curves}
+        torch.save(report, f"{self.folder}/{trainer.global_rank}.pt")
 
 
 WAYS = {
@@ -76,8 +76,8 @@ def test_each_plays_its_share_and_both_learn_the_same_from_all_of_it(tmp_path, w
         if way.get("episodes_per_epoch"):
             assert len(played) == 3 + 3 * updates // BATCHES, "as many as one process would have played"
         else:
-            owed = 20 + 3.5 * updates
-            assert owed <= sum(name.rows - 1 for name in played) < owed + 2 * 4
+            due = 20 + 3.5 * updates
+            assert due <= sum(name.rows - 1 for name in played) < due + 2 * 4
     assert ranks[0]["progress"]["env_steps"] == 7 * len(store)
 
 

@@ -1,4 +1,4 @@
-"""An online run that is cut, anywhere and in any way, and resumed is the run that was not: bit for bit."""
+"""An online run that is cut, anywhere and in any way, and resumed equals an uninterrupted one bit for bit."""
 
 import multiprocessing
 import os
@@ -58,7 +58,7 @@ def results(done):
 
 @pytest.fixture(scope="module", params=["episodes", pytest.param("decisions", marks=pytest.mark.slow)])
 def whole(request, tmp_path_factory):
-    """The uninterrupted run, and what it owes."""
+    """The uninterrupted run, and its schedule."""
     way = {"episodes_per_epoch": 2} if request.param == "episodes" else DECISIONS
     done = run(tmp_path_factory.mktemp("whole"), collect=collector(**way), max_epochs=EPOCHS)
     return done, way

@@ -1,4 +1,4 @@
-"""How well an agent does while it trains: noise-free, always the same episodes, never stored."""
+"""Evaluation during training: without exploration, always the same episodes, never stored."""
 
 import pytest
 from lightning import Trainer
@@ -10,7 +10,7 @@ from wmlightning.callbacks.evaluate import Evaluate, evaluation_seeds
 from wmlightning.tools.evaluate import evaluate
 
 
-def test_it_finds_what_evaluate_finds_and_leaves_no_trace(tmp_path):
+def test_it_measures_the_return_of_the_command_evaluate_and_changes_nothing_else(tmp_path):
     callbacks = [Evaluate(every_epochs=2, episodes=4, num_envs=2)]
     run = fit(tmp_path / "with", callbacks, max_epochs=4)
     returns, intervals = (run.curves.named(f"evaluate/{name}") for name in ("return", "return_ci95"))

@@ -1,4 +1,4 @@
-"""What is not finite stops a run before it does harm, and a model that sees nothing is warned of."""
+"""A loss or gradient that is not finite stops a run before the update, and a collapsed world model gives a warning."""
 
 import warnings
 
@@ -54,7 +54,7 @@ class Carrier(Stage):
 
 
 class Poison(Callback):
-    """Breaks one batch, on one process if it is told which."""
+    """Breaks one batch, on one process if a rank is given."""
 
     def __init__(self, number, where="reward", value=float("nan"), rank=None):
         self.number, self.where, self.value, self.rank = number, where, value, rank
@@ -93,7 +93,7 @@ def carrier():
 
 
 def broken(folder, store, poison, guard=None, **options):
-    """The stage that the guard stopped, and what it said."""
+    """The stage that the guard stopped, and the message of its error."""
     stage = carrier()
     with pytest.raises(RuntimeError) as caught:
         fit(folder, stage, store, [poison, guard or StopOnNonFinite()], **options)
@@ -120,7 +120,7 @@ def test_a_run_that_goes_on_from_before_a_broken_batch_ends_like_one_that_never_
     assert_close(resumed.memory, whole.memory, rtol=0, atol=0)
 
 
-def test_weights_never_take_in_what_is_not_finite(tmp_path, store):
+def test_weights_are_never_updated_with_what_is_not_finite(tmp_path, store):
     stage, _ = broken(tmp_path, store, Poison(5))
     before = fit(tmp_path / "before", carrier(), store, steps=5)
     assert_close(stage.state_dict(), before.state_dict(), rtol=0, atol=0)
@@ -129,7 +129,7 @@ def test_weights_never_take_in_what_is_not_finite(tmp_path, store):
 
 def test_a_broken_batch_is_named_with_its_number_and_its_field(tmp_path, store):
     _, said = broken(tmp_path, store, Poison(5, value=float("inf")))
-    assert said.startswith("batch 5 is not finite: the batch's own reward; the state from before it is in ")
+    assert said.startswith("batch 5 is not finite: the batch's own reward; the state before it is in ")
     assert "before-batch-000005.ckpt" in said
     assert "--trainer.detect_anomaly=true" in said
     assert "\n" not in said
@@ -148,12 +148,12 @@ def test_a_gradient_that_breaks_under_a_finite_loss_is_found_and_named(tmp_path,
     assert all(weight.isfinite().all() for weight in stage.parameters())
 
 
-def test_a_gradient_may_be_left_unwatched(tmp_path, store):
+def test_gradients_can_be_left_unchecked(tmp_path, store):
     stage = fit(tmp_path, carrier(), store, [Poison(5, "gradient"), StopOnNonFinite(gradients=False)], steps=6)
     assert not all(weight.isfinite().all() for weight in stage.parameters())
 
 
-def test_weights_that_were_broken_before_are_told_from_a_broken_batch_and_not_kept(tmp_path, store):
+def test_weights_that_were_broken_before_are_distinguished_from_a_broken_batch_and_not_saved(tmp_path, store):
     _, said = broken(tmp_path, store, Poison(5, "weights"))
     assert said.startswith("batch 5 met weights that are not finite (layer.weight)")
     assert not list(tmp_path.rglob("before-batch*"))
@@ -164,20 +164,20 @@ def test_of_accumulated_batches_the_one_that_broke_is_named(tmp_path, store):
     assert said.startswith("batch 5 is not finite")
 
 
-def test_a_run_that_wants_no_checkpoints_is_stopped_without_one(tmp_path, store):
+def test_a_run_without_checkpoints_is_stopped_without_saving_one(tmp_path, store):
     _, said = broken(tmp_path, store, Poison(2), saving=False)
-    assert said.endswith("the batch's own reward; go on from an earlier checkpoint")
+    assert said.endswith("the batch's own reward; resume from an earlier checkpoint")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_takes_no_checkpoint_does_not_hide_what_broke(tmp_path, store):
+def test_a_disk_that_cannot_be_written_does_not_hide_what_broke(tmp_path, store):
     (tmp_path / "checkpoints").touch()
     _, said = broken(tmp_path, store, Poison(2))
     assert "the batch's own reward" in said
     assert "cannot be written" in said
 
 
-def test_all_processes_stop_when_one_breaks_and_say_which_it_was(tmp_path, store):
+def test_all_processes_stop_when_one_breaks_and_name_it(tmp_path, store):
     forked = {"devices": 2, "strategy": "ddp_fork"}
     with pytest.raises(Exception, match="batch 2 is not finite: process 1: the batch's own reward; "):
         fit(tmp_path, carrier(), store, [Poison(2, rank=1), StopOnNonFinite()], **forked)
@@ -205,14 +205,14 @@ class Scalars(Logger):
 
 
 def blind(model):
-    """The model with a decoder that draws the same grey whatever it is told."""
+    """The model with a decoder that draws the same grey for all features."""
     for weight in model.decoder.parameters():
         nn.init.zeros_(weight)
     return model
 
 
 def ignorant(model):
-    """The model with a posterior that says what the prior says: nothing."""
+    """The model with a posterior that equals the prior."""
     for name, weight in model.dynamics.named_parameters():
         if "prior" in name or "posterior" in name or "embed" in name:
             nn.init.zeros_(weight)
@@ -237,7 +237,7 @@ def test_explained_variance_is_one_for_perfect_pictures_and_none_for_the_mean_on
             assert latent_use(model, batch)[1] == pytest.approx(share, abs=1e-6)
 
 
-def test_the_kl_looked_at_is_the_raw_one_of_the_batch():
+def test_the_kl_that_is_checked_is_the_raw_one_of_the_batch():
     model, batch = tiny_model(), moving()
     with undisturbed(model):
         posterior, prior = model.dynamics.observe(
@@ -264,11 +264,11 @@ def test_a_model_that_ignores_its_latents_is_warned_of_and_no_other(tmp_path, st
         warnings.simplefilter("always")
         fit(tmp_path, model, store, [WarnOfCollapse(every=2, nats=1e-3)], steps=4, saving=False)
     said = [str(one.message) for one in caught if "ignores its latents" in str(one.message)]
-    assert len(said) == warned, "once, however often it is looked at"
+    assert len(said) == warned, "once, however often it is checked"
     assert all(part in "".join(said) for part in ("after 2 batches", "explain 0%")) or not warned
 
 
-def test_looking_logs_how_much_is_explained_and_leaves_no_trace(tmp_path, store):
+def test_a_check_logs_how_much_is_explained_and_changes_nothing_else(tmp_path, store):
     with_it, without, scalars = tiny_model(), tiny_model(), Scalars()
     fit(tmp_path, with_it, store, [WarnOfCollapse(every=2)], steps=4, saving=False, logger=scalars)
     fit(tmp_path, without, store, steps=4, saving=False)
@@ -276,14 +276,14 @@ def test_looking_logs_how_much_is_explained_and_leaves_no_trace(tmp_path, store)
     assert scalars.seen["world_model/explained"] < 1
 
 
-def test_pictures_in_which_nothing_moves_are_no_reason_to_warn():
+def test_constant_images_give_no_warning():
     batch = moving()
     batch.observation["image"][:] = 100
     with undisturbed(model := tiny_model()):
         assert latent_use(model, batch)[1] == 1.0
 
 
-def test_a_stage_without_such_latents_is_left_alone(tmp_path, store):
+def test_a_stage_without_such_latents_is_not_checked(tmp_path, store):
     fit(tmp_path, VAE(4, depth=2), store, [WarnOfCollapse(every=1)], steps=1, saving=False)
 
 
@@ -291,7 +291,7 @@ def test_a_stage_without_such_latents_is_left_alone(tmp_path, store):
 
 
 @pytest.mark.parametrize("named", [[], [{"class_path": "WarnOfCollapse", "init_args": {"every": 7}}]])
-def test_the_command_line_has_both_guards_unasked_and_once(tmp_path, named):
+def test_the_command_line_adds_both_guards_by_default_and_once(tmp_path, named):
     settings = {"data.path": str(tmp_path / "episodes"), "trainer.default_root_dir": str(tmp_path / "run")}
     line = build("world_models/vae.yaml", **settings, **{"trainer.callbacks": named})
     guards = [c for c in line.trainer.callbacks if isinstance(c, StopOnNonFinite | WarnOfCollapse)]

@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: lines that say how far it is and what a bar would show."""
+"""Progress without a terminal: lines with the update, the speed and what a bar would show."""
 
 import re
 
@@ -8,7 +8,7 @@ from wmlightning.callbacks.progress import ProgressLines
 from wmlightning.cli.lightning import CommandLine
 
 
-def test_lines_say_how_far_it_is_how_fast_and_what_was_collected(tmp_path, capsys):
+def test_lines_show_the_update_the_speed_and_what_was_collected(tmp_path, capsys):
     fit(tmp_path, [ProgressLines(0.0)], collector(), max_steps=2 * BATCHES, enable_progress_bar=True)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("update")]
     assert [int(line.split()[1]) for line in lines] == [*range(1, 9), 8]
@@ -34,7 +34,7 @@ def test_a_fit_without_a_terminal_prints_lines_and_one_with_a_terminal_has_its_b
     assert kinds[1] is not ProgressLines
 
 
-def test_who_wants_no_progress_gets_none(tmp_path):
+def test_progress_can_be_switched_off(tmp_path):
     given = ["fit", "-c", "world_models/vae.yaml", f"--trainer.default_root_dir={tmp_path}"]
     line = CommandLine([*given, "--trainer.enable_progress_bar=false"], check=True)
     assert line.trainer.progress_bar_callback is None

@@ -1,4 +1,4 @@
-"""What an online run owes: the papers' identities, and shares that add up."""
+"""What is due in an online run: as much as in the papers' runs, in shares that add up."""
 
 import pytest
 
@@ -15,61 +15,61 @@ PAPERS = {
 
 
 @pytest.mark.parametrize(("options", "length", "repeat", "prefill", "updates", "steps"), PAPERS.values(), ids=PAPERS)
-def test_the_papers_runs_owe_what_they_say(options, length, repeat, prefill, updates, steps):
+def test_the_papers_runs_collect_what_they_say(options, length, repeat, prefill, updates, steps):
     if repeat is None:  # counted in episodes, at any action repeat and length
         schedule, progress = Schedule(**options), CollectionProgress([5], prefilled=[0, 5, 5 * length])
-        assert schedule.debt(progress, updates, 100) == ("episodes", steps - 5)
+        assert schedule.due(progress, updates, 100) == ("episodes", steps - 5)
     else:
         schedule = Schedule(prefill_decisions=prefill, **options)
         progress = CollectionProgress([1], prefill, prefilled=[0, 1, prefill])
-        unit, debt = schedule.debt(progress, updates, 100)
-        assert (unit, debt * repeat) == ("decisions", steps)
+        unit, due = schedule.due(progress, updates, 100)
+        assert (unit, due * repeat) == ("decisions", steps)
 
 
-def test_every_hundred_updates_of_planet_one_episode_is_owed_and_never_more():
+def test_every_hundred_updates_of_planet_one_episode_is_due_and_never_more():
     schedule, progress = Schedule(), CollectionProgress()
-    assert schedule.debt(progress, 0, 100) == ("episodes", 5)
+    assert schedule.due(progress, 0, 100) == ("episodes", 5)
     progress.add([5], 5 * 125, 5 * 1000)
     progress.prefilled = [0, 5, 625]
     for updates in range(0, 1001, 100):
-        assert schedule.debt(progress, updates, 100) == ("episodes", min(1, updates // 100))
+        assert schedule.due(progress, updates, 100) == ("episodes", min(1, updates // 100))
         progress.add([min(1, updates // 100)], 125, 1000)
     assert progress.episodes == 15
 
 
-def test_an_overshoot_is_credited():
+def test_an_overshoot_reduces_what_is_due_later():
     schedule, progress = Schedule(prefill_decisions=10, decisions_per_update=0.29), CollectionProgress()
     progress.add([1], 50, 50)
     progress.prefilled = [0, 1, 50]
-    owed = [schedule.debt(progress, updates, 100)[1] for updates in (0, 100, 200)]
-    assert owed == [-40, -11, 18], "10 + floor(0.29 updates) - 50"
+    due = [schedule.due(progress, updates, 100)[1] for updates in (0, 100, 200)]
+    assert due == [-40, -11, 18], "10 + floor(0.29 updates) - 50"
 
 
-def test_a_prefill_in_the_other_unit_neither_adds_nor_takes():
+def test_a_prefill_in_the_other_unit_does_not_change_what_is_due():
     progress = CollectionProgress([3], 600, prefilled=[0, 3, 600])
-    assert Schedule(prefill_episodes=3, decisions_per_update=5).debt(progress, 100, 100) == ("decisions", 500)
-    assert Schedule(prefill_decisions=500, episodes_per_epoch=2).debt(progress, 100, 100) == ("episodes", 2)
+    assert Schedule(prefill_episodes=3, decisions_per_update=5).due(progress, 100, 100) == ("decisions", 500)
+    assert Schedule(prefill_decisions=500, episodes_per_epoch=2).due(progress, 100, 100) == ("episodes", 2)
 
 
-def test_who_begins_online_on_trained_weights_owes_nothing_for_the_past():
-    assert Schedule().debt(CollectionProgress([5], 10, prefilled=[7000, 5, 10]), 7100, 100) == ("episodes", 1)
+def test_an_online_run_on_trained_weights_has_nothing_to_collect_for_earlier_updates():
+    assert Schedule().due(CollectionProgress([5], 10, prefilled=[7000, 5, 10]), 7100, 100) == ("episodes", 1)
 
 
 def test_shares_add_up_and_take_turns():
-    for debt in range(12):
+    for due in range(12):
         for world in (1, 2, 3, 5):
-            for turn in range(world):
-                shares = [share(debt, rank, world, turn) for rank in range(world)]
-                assert sum(shares) == debt
+            for first_rank in range(world):
+                shares = [share(due, rank, world, first_rank) for rank in range(world)]
+                assert sum(shares) == due
                 assert max(shares) - min(shares) <= 1
-    assert [share(1, rank, 2, turn=5 % 2) for rank in range(2)] == [0, 1]
+    assert [share(1, rank, 2, first_rank=5 % 2) for rank in range(2)] == [0, 1]
 
 
-def test_a_ledger_knows_its_episodes_among_others():
-    progress = CollectionProgress([2, 1], view=[2, 9])
+def test_progress_tells_the_runs_own_episodes_from_others():
+    progress = CollectionProgress([2, 1], visible=[2, 9])
     listing = [EpisodeName(0, 0, 0, 5), EpisodeName(0, 1, 0, 5), EpisodeName(1, 0, 4, 6), EpisodeName(1, 1, 4, 5)]
-    assert [progress.counts(name) for name in listing] == [True, True, True, False]
-    assert progress.in_view(listing) == [listing[1], listing[2]]
+    assert [progress.includes(name) for name in listing] == [True, True, True, False]
+    assert progress.visible_among(listing) == [listing[1], listing[2]]
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_a_schedule_that_makes_no_sense_is_refused(options, message):
         Schedule(**options)
 
 
-def test_a_ledger_knows_how_much_of_an_open_episode_it_counts():
-    progress = CollectionProgress(begun=[2], decisions=16, view=[3, 12], open=[[0, 1, 2]])
+def test_progress_tells_how_many_parts_of_an_open_episode_it_includes():
+    progress = CollectionProgress(begun=[2], decisions=16, visible=[3, 12], open=[[0, 1, 2]])
     parts = [EpisodeName(1, 0, birth, 5, part) for part, birth in enumerate((0, 4, 8))]
     listing = [EpisodeName(0, 0, 0, 5), *parts]
-    assert [progress.counts(name) for name in listing] == [True, True, True, False]
-    assert progress.in_view(listing) == listing[:3]
+    assert [progress.includes(name) for name in listing] == [True, True, True, False]
+    assert progress.visible_among(listing) == listing[:3]
     assert CollectionProgress(**progress.state()) == progress

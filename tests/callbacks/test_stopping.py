@@ -22,8 +22,8 @@ class SignIn(Callback):
         Path(trainer.default_root_dir, str(trainer.global_rank)).write_text(str(os.getpid()))
 
 
-@pytest.mark.parametrize("told", [0, 1], ids=["the one that was started", "the one that it launched"])
-def test_sigterm_to_either_process_ends_both_with_a_checkpoint(told, tmp_path):
+@pytest.mark.parametrize("signalled", [0, 1], ids=["the one that was started", "the one that it launched"])
+def test_sigterm_to_either_process_ends_both_with_a_checkpoint(signalled, tmp_path):
     words = ["fit", "-c", "planet/quick.yaml", "-c", "planet/debug.yaml", "--trainer.max_steps=100000"]
     words += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     words += [f"--trainer.callbacks+={__name__}.SignIn"]
@@ -46,7 +46,7 @@ def test_sigterm_to_either_process_ends_both_with_a_checkpoint(told, tmp_path):
             time.sleep(0.1)
         time.sleep(2)  # into the middle of what they do
         numbers = [int((tmp_path / rank).read_text()) for rank in "01"]
-        os.kill(numbers[told], signal.SIGTERM)
+        os.kill(numbers[signalled], signal.SIGTERM)
         assert first.wait(PATIENCE) == 130
         end = time.monotonic() + PATIENCE
         while alive(numbers[1]):

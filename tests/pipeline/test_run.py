@@ -278,7 +278,7 @@ def test_a_stage_that_failed_before_it_left_anything_takes_new_settings(tiny, tm
         ("controller.model.population=2", "stage controller: population is 2"),
         ("controller.model.generations_per_epoch=0", "stage controller: generations_per_epoch is 0"),
         ("controller.model.evaluate_every=-1", "stage controller: evaluate_every is -1"),
-        ("vae.model.latent_size=8", "stage mdn_rnn: V's codes have 8 numbers but the memory's 4"),
+        ("vae.model.latent_size=8", "stage mdn_rnn: V's codes have 8 numbers but those of dynamics 4"),
         ("mdn_rnn.model.vae=nowhere.ckpt", "stage mdn_rnn: there is no checkpoint at nowhere.ckpt"),
         ("controller.model.model='{run}/vae/checkpoints/last.ckpt'", "stage controller: .* holds a VAE"),
     ],

@@ -1,4 +1,4 @@
-"""What the tests of C share: a tiny world, a quiet Trainer, places to cut a run at, and what must be the same after."""
+"""Shared by the tests of C: a tiny M, a quiet Trainer, where runs are cut, and all that must then be equal."""
 
 import lightning
 import torch

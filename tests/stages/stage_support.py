@@ -1,5 +1,5 @@
-"""What the tests of stages share: episodes, batches, a Trainer that writes nothing it is not asked to, and the promises
-that a run cut and resumed is the uninterrupted one and that two processes are one with a double batch."""
+"""Shared by the tests of stages: episodes, batches, a quiet Trainer, and the assertions that a resumed run equals an
+uninterrupted one and that two processes equal one with a double batch."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""CMAESController: evolves, resumes exactly, shares its work out without changing it, and acts from its file alone."""
+"""CMAESController: evolves, resumes exactly, is the same for any number of processes, and acts from its file alone."""
 
 import json
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, cut):
     assert before.lines + after.lines == notes.lines
 
 
-def test_an_interrupted_generation_leaves_no_trace_and_is_played_again(tmp_path):
+def test_an_interrupted_generation_changes_nothing_and_is_played_again(tmp_path):
     whole, uninterrupted = make(), trainer(tmp_path, 5)
     uninterrupted.fit(whole)
     saver = ModelCheckpoint(
@@ -174,7 +174,7 @@ def test_a_checkpoint_alone_rebuilds_an_agent_that_acts_alike(tmp_path):
         assert play(again, again.policy(explore), 4) == play(stage, stage.policy(explore), 4)
 
 
-def test_v_and_m_are_not_moved_and_stay_in_evaluation_mode(tmp_path):
+def test_v_and_m_do_not_learn_and_stay_in_evaluation_mode(tmp_path):
     stage = make()
     before = {name: value.clone() for name, value in stage.model.state_dict().items()}
     trainer(tmp_path, 2).fit(stage)
@@ -185,7 +185,7 @@ def test_v_and_m_are_not_moved_and_stay_in_evaluation_mode(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "different"), [("shared", 2), ("antithetic", 6), ("independent", 12)])
-def test_seeds_are_shared_as_asked_and_new_in_every_generation(mode, different):
+def test_seeds_are_shared_as_configured_and_new_in_every_generation(mode, different):
     stage = make(seeds=mode, episodes=2)
     seeds = stage.generation_seeds(5)
     assert len(seeds) == 12
@@ -195,7 +195,7 @@ def test_seeds_are_shared_as_asked_and_new_in_every_generation(mode, different):
         assert seeds[:6] == seeds[6:]
 
 
-def test_evaluation_meets_every_seed_once_and_none_of_trainings():
+def test_an_evaluation_uses_every_seed_once_and_none_of_training():
     stage = make(evaluation_episodes=500, seeds="independent")
     evaluation = stage.evaluation_seeds()
     assert len(set(evaluation)) == 500

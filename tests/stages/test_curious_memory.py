@@ -1,4 +1,4 @@
-"""M in a loop: it begins with an earlier M's weights, learns scaled rewards, and may be paid for surprise."""
+"""M in iterations: it starts from an earlier M's weights, learns scaled rewards, and may be curious."""
 
 import math
 
@@ -43,7 +43,7 @@ def nats(guess, target):
     return (0.5 * (guess - target).square() + 0.5 * math.log(2 * math.pi))[:, 1:].mean()
 
 
-def test_the_reward_head_learns_scaled_rewards_and_gives_them_back_in_their_own_units():
+def test_the_reward_head_learns_scaled_rewards_and_predicts_them_in_their_own_units():
     model = tiny(reward_scale=0.1)
     batch, noise, posterior = batch_and_hidden(model)
     reward = model.reward(posterior.features)
@@ -51,15 +51,15 @@ def test_the_reward_head_learns_scaled_rewards_and_gives_them_back_in_their_own_
     assert_close(reward.stddev, torch.full((2, 4), 10.0))
 
 
-def test_curiosity_pays_for_ms_own_surprise_at_each_row():
+def test_curiosity_adds_ms_own_nll_to_the_reward_of_each_row():
     model = tiny(reward_scale=0.5, curiosity=2.0)
     batch, noise, posterior = batch_and_hidden(model)
-    surprise = -model.dynamics.mixture(model.dynamics.head(posterior.deter[..., :H])).log_prob(posterior.stoch).mean(-1)
-    expected = nats(0.5 * model.reward(posterior.features).mean, 0.5 * batch.reward + 2 * surprise)
+    nll = -model.dynamics.mixture(model.dynamics.head(posterior.deter[..., :H])).log_prob(posterior.stoch).mean(-1)
+    expected = nats(0.5 * model.reward(posterior.features).mean, 0.5 * batch.reward + 2 * nll)
     assert_close(model.learn(batch, noise)["reward"], expected)
 
 
-def test_curiosity_does_not_teach_m_to_be_surprised():
+def test_curiosity_does_not_change_how_m_learns_codes():
     plain, curious = tiny(), tiny(curiosity=5.0)
     for model in (plain, curious):
         torch.manual_seed(1)
@@ -68,7 +68,7 @@ def test_curiosity_does_not_teach_m_to_be_surprised():
     assert torch.equal(plain.dynamics.head.weight.grad, curious.dynamics.head.weight.grad)
 
 
-def test_it_begins_with_the_memory_and_heads_of_an_earlier_m_and_its_own_v(tmp_path):
+def test_it_starts_from_the_memory_and_heads_of_an_earlier_m_and_keeps_its_own_v(tmp_path):
     earlier = tiny(seed=1)
     path = saved(earlier, tmp_path / "earlier.ckpt")
     model = tiny(seed=2, start=path)
@@ -143,7 +143,7 @@ def test_a_head_for_another_kind_of_action_is_refused(tmp_path):
         trainer(max_steps=1).fit(tiny(), data(codes(tmp_path, discrete=True)))
 
 
-def test_a_test_says_how_far_off_the_reward_is(tmp_path):
+def test_a_test_gives_the_error_of_the_reward(tmp_path):
     model, store = tiny(), codes(tmp_path)
     with torch.no_grad():
         model.heads.layers["reward"].weight.zero_()

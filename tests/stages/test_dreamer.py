@@ -29,7 +29,7 @@ from wmlightning.policies.actor import LinearDecay
 from wmlightning.policies.exploration import HeldActionsPolicy
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.actor_critic import ActorCritic
-from wmlightning.stages.checkpoints import check_continues
+from wmlightning.stages.checkpoints import check_resumable
 from wmlightning.stages.dreamer import Dreamer
 from wmlightning.stages.planet import PlaNet
 from wmlightning.stages.world_model import WorldModel
@@ -394,15 +394,15 @@ def test_a_checkpoint_with_other_parts_is_refused_though_every_weight_fits(tmp_p
     run.strategy.connect(dreamer("v2 dmc"))
     run.save_checkpoint(tmp_path / "agent.ckpt")
     with pytest.raises(ValueError, match=says):
-        check_continues(dreamer("v2 dmc", **other), tmp_path / "agent.ckpt")
+        check_resumable(dreamer("v2 dmc", **other), tmp_path / "agent.ckpt")
 
 
 def test_other_settings_of_the_same_parts_give_a_warning_and_an_optimizers_do_not(tmp_path):
     run = Trainer(accelerator="cpu", max_steps=0, logger=False)
     run.strategy.connect(dreamer("v2 dmc"))
     run.save_checkpoint(tmp_path / "agent.ckpt")
-    with pytest.warns(UserWarning, match=r"goes on with those given: model.actor_critic.horizon 4 is now 5$"):
-        check_continues(dreamer("v2 dmc", behaviour={"horizon": 5, "max_norm": 5.0}), tmp_path / "agent.ckpt")
+    with pytest.warns(UserWarning, match=r"resumes with those given: model.actor_critic.horizon 4 is now 5$"):
+        check_resumable(dreamer("v2 dmc", behaviour={"horizon": 5, "max_norm": 5.0}), tmp_path / "agent.ckpt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_continues(dreamer("v2 dmc"), tmp_path / "agent.ckpt")
+        check_resumable(dreamer("v2 dmc"), tmp_path / "agent.ckpt")

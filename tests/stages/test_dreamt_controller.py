@@ -1,4 +1,4 @@
-"""C inside M: evolves without seeing anything real, resumes exactly, and carries its dream in its checkpoint."""
+"""C inside M: evolves without an environment, resumes exactly, and dreams again from its checkpoint alone."""
 
 import numpy as np
 import pytest
@@ -135,7 +135,7 @@ def test_a_checkpoint_alone_dreams_alike_and_acts_in_the_real_environment(tmp_pa
     assert again.dream.temperature == 1.15
 
 
-def test_a_finished_fit_that_is_resumed_still_says_what_it_came_to(tmp_path, starts):
+def test_a_finished_fit_that_is_resumed_still_has_its_dream_return(tmp_path, starts):
     first = trainer(tmp_path, 3)
     first.fit(make(starts))
     first.save_checkpoint(tmp_path / "c.ckpt")
@@ -178,10 +178,10 @@ def test_bad_input_is_refused_before_training_starts(tmp_path, starts):
     for folder, message in ((str(tmp_path / "none"), "holds no episodes"), (None, "starts name no folder")):
         with pytest.raises(ValueError, match=message):
             trainer(tmp_path, 1).fit(make(folder))
-    foreign = dreaming_model()
-    foreign.vae.code.bias.data.add_(1)
+    other = dreaming_model()
+    other.vae.code.bias.data.add_(1)
     with pytest.raises(ValueError, match="written by V"):
-        trainer(tmp_path, 1).fit(make(starts, model=foreign))
-    awake = CMAESController(tiny_model(), EnvFactory("wmlightning/DummyPixels-v0"))
+        trainer(tmp_path, 1).fit(make(starts, model=other))
+    without_dream = CMAESController(tiny_model(), EnvFactory("wmlightning/DummyPixels-v0"))
     with pytest.raises(ValueError, match="it has no dream to play in"):
-        awake.dreamt_returns([1])
+        without_dream.dreamt_returns([1])

@@ -1,4 +1,4 @@
-"""M: what it is trained on, what it learns, and that runs resume and split over processes as they should."""
+"""M: its loss, what it learns, resumed runs, runs of several processes, and its tests against baselines."""
 
 import json
 import math
@@ -85,7 +85,7 @@ def test_the_loss_is_the_mean_over_predictable_rows_and_dimensions():
     assert_close(model.learn(batch, noise)["loss"], expected)
 
 
-def test_a_code_that_nothing_can_foretell_is_never_trained_on():
+def test_a_code_that_nothing_precedes_is_never_trained_on():
     model, noise = tiny(), torch.randn(2, 4, Z)
     batch = code_batch(embeds(2, 4), is_first=[(0, 3), (1, 3)])
     before = model.learn(batch, noise)["loss"]
@@ -93,7 +93,7 @@ def test_a_code_that_nothing_can_foretell_is_never_trained_on():
     assert torch.equal(model.learn(batch, noise)["loss"], before)
 
 
-def test_a_batch_of_firsts_only_teaches_nothing():
+def test_a_batch_of_first_rows_only_has_no_loss():
     batch = code_batch(embeds(2, 3), is_first=[(row, t) for row in range(2) for t in range(3)])
     assert tiny().learn(batch)["loss"] == 0
 
@@ -161,7 +161,7 @@ def test_a_head_that_is_missing_is_named_with_the_cure():
     assert tiny().cont(features).mean.item() == 1.0
 
 
-def test_it_keeps_the_promise_of_a_latent_model():
+def test_it_is_a_latent_model():
     assert isinstance(tiny(), LatentModel)
 
 
@@ -270,7 +270,7 @@ def test_a_stateful_memory_goes_on_where_the_batch_before_ended(codes):
     model, long = tiny(stateful=True), code_batch(embeds(2, 8, CERTAIN))
     halves = [long.map(lambda tensor, k=k: tensor[:, 4 * k : 4 * k + 4]) for k in range(2)]
     model.log_dict = lambda *args, **kwargs: None
-    model.over_ranks = lambda count: count
+    model.mean_over_ranks = lambda count: count
     losses = [model.training_step(half, 0) for half in halves]
     assert_close((3 * losses[0] + 4 * losses[1]) / 7, model.learn(long)["loss"])
 
@@ -294,8 +294,8 @@ def test_a_run_cut_and_resumed_is_the_uninterrupted_run(tmp_path, codes, options
 class ModeRNN(MDNRNN):
     """M without noise, so that two processes see the same numbers as one."""
 
-    def _learn(self, batch, noise=None, before=None, over_ranks=None):
-        return super()._learn(batch, torch.zeros(*batch.shape, Z), before, over_ranks)
+    def _learn(self, batch, noise=None, before=None, mean_over_ranks=None):
+        return super()._learn(batch, torch.zeros(*batch.shape, Z), before, mean_over_ranks)
 
 
 @pytest.mark.parametrize("options", [{}, KINDS["stateful"][0]], ids=KINDS.keys())
@@ -309,7 +309,7 @@ def test_two_processes_stay_equal_and_have_the_gradient_of_one_with_the_double_b
     assert_two_processes_are_one(tmp_path, make, lambda size: data(codes, batch_size=size))
 
 
-def test_each_process_takes_up_its_own_memory_again(tmp_path, codes):
+def test_each_process_restores_its_own_memory(tmp_path, codes):
     def fit(steps, ckpt_path=None, saving=()):
         run = trainer([Gradients(tmp_path), *saving], strategy="ddp_fork", devices=2, max_steps=steps)
         run.fit(tiny(stateful=True), data(codes, ConsecutiveWindows(3), batch_size=2), ckpt_path=ckpt_path)
@@ -334,7 +334,7 @@ def test_a_checkpoint_rebuilds_v_and_m_alone(tmp_path, episodes, codes):
     run.fit(model, data(codes))
     run.save_checkpoint(tmp_path / "m.ckpt")
     (tmp_path / "vae.ckpt").unlink()
-    with pytest.raises(ValueError, match="holds a MDNRNN, but a VAE is wanted"):
+    with pytest.raises(ValueError, match="holds a MDNRNN, but a VAE is needed"):
         MDNRNN(str(tmp_path / "m.ckpt"), MDNLSTM(Z, A, H))
 
     recipe = torch.load(tmp_path / "m.ckpt", weights_only=True)["recipe"]
@@ -392,7 +392,7 @@ def test_the_copy_baseline_does_not_pair_codes_across_a_reset():
     assert_close(baseline.variance, torch.tensor([(4.0 + 16.0) / 2]))
 
 
-def test_dimensions_that_tell_nothing_are_left_out_of_the_errors():
+def test_dimensions_without_information_are_left_out_of_the_errors():
     baseline = CopyBaseline(3, torch.device("cpu"))
     embed = torch.zeros(1, 2, 6)
     embed[..., 1] = 1.0  # half a nat
@@ -439,7 +439,7 @@ def test_a_test_gives_every_number_beside_its_baseline(codes):
     assert all(math.isfinite(value) for value in got.values())
 
 
-def test_a_test_says_the_same_every_time_and_leaves_torchs_generator_to_others(codes):
+def test_a_test_gives_the_same_every_time_and_does_not_change_torchs_generator(codes):
     model = tiny()
     first = trainer().test(model, data(codes, UniformWindows(8)), verbose=False)
     assert trainer().test(model, data(codes, UniformWindows(8)), verbose=False) == first

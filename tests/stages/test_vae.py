@@ -1,4 +1,4 @@
-"""V: its loss, what it learns, and that runs resume and split over processes as they should."""
+"""V: its loss, what it learns, resumed runs, runs of several processes, and its tests against a baseline."""
 
 import inspect
 
@@ -60,7 +60,7 @@ def test_the_kl_of_each_image_is_floored_before_the_mean_over_images():
 
 
 class Constant(torch.nn.Module):
-    """Says the same whatever it is asked."""
+    """Has the same output for every input."""
 
     def __init__(self, answer):
         super().__init__()
@@ -70,7 +70,7 @@ class Constant(torch.nn.Module):
         return self.answer
 
 
-def test_below_its_floor_the_kl_pulls_at_nothing():
+def test_the_kl_has_no_gradient_below_its_floor():
     vae = tiny(kl_tolerance=100.0)
     parts = vae.learn(images())
     grads = torch.autograd.grad(parts["kl_floored"], list(vae.parameters()), materialize_grads=True, allow_unused=True)
@@ -83,7 +83,7 @@ def test_the_loss_moves_every_weight():
     assert not [name for name, p in vae.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
 
 
-def test_windows_of_any_length_are_so_many_single_images():
+def test_windows_of_any_length_are_single_images():
     vae, batch, noise = tiny(), images(rows=3, time=2), torch.randn(6, 4)
     flat = batch.map(lambda tensor: tensor.flatten(0, 1).unsqueeze(1))
     assert_close(vae.learn(batch, noise), vae.learn(flat, noise))
@@ -184,7 +184,7 @@ def test_a_test_compares_with_the_mean_image_of_the_training_data(episodes):
     assert set(got) == {"vae/psnr", "vae/ssim", "vae/baseline_psnr", "vae/baseline_ssim"}
 
 
-def test_a_test_says_the_same_every_time(episodes):
+def test_a_test_gives_the_same_every_time(episodes):
     vae = tiny()
     assert trainer().test(vae, data(episodes), verbose=False) == trainer().test(vae, data(episodes), verbose=False)
 
@@ -194,11 +194,11 @@ def test_a_test_without_a_datamodule_is_refused_with_the_cure(episodes):
         trainer().test(tiny(), data(episodes).test_dataloader(), verbose=False)
 
 
-def test_a_resumed_learning_rate_that_differs_from_the_one_asked_for_is_said(tmp_path, episodes):
+def test_a_resumed_learning_rate_that_differs_from_the_stages_is_warned_of(tmp_path, episodes):
     run = trainer(max_steps=1)
     run.fit(tiny(), data(episodes))
     run.save_checkpoint(tmp_path / "vae.ckpt")
-    with pytest.warns(UserWarning, match="goes on with 0.0001"):
+    with pytest.warns(UserWarning, match="keeps 0.0001"):
         trainer(max_steps=2).fit(tiny(learning_rate=1e-3), data(episodes), ckpt_path=tmp_path / "vae.ckpt")
 
 

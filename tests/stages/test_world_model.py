@@ -313,7 +313,7 @@ def test_a_resumed_max_norm_that_differs_from_the_configured_one_gives_a_warning
     run = trainer(max_steps=1)
     run.fit(tiny(), data(episodes))
     run.save_checkpoint(tmp_path / "model.ckpt")
-    with pytest.warns(UserWarning, match=r"max_norm is \[5.0\] but the checkpoint's optimizer goes on with \[1000.0\]"):
+    with pytest.warns(UserWarning, match=r"max_norm is \[5.0\] but the checkpoint's optimizer keeps \[1000.0\]"):
         trainer(max_steps=2).fit(tiny(max_norm=5.0), data(episodes), ckpt_path=tmp_path / "model.ckpt")
 
 

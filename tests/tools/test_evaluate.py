@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import wmlightning.environments.dummy  # noqa: F401  (registers the environments)
-from wmlightning.callbacks.evaluate import interval, student_quantile
+from wmlightning.callbacks.evaluate import confidence_half_width, student_quantile
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 from wmlightning.environments.dream import DreamRules
 from wmlightning.environments.factory import EnvFactory
@@ -65,7 +65,7 @@ def test_differences_are_taken_episode_by_episode_on_the_same_seeds(environment)
     beside = result["baselines"]["still"]
     gains = np.subtract(result["returns"], beside["returns"])
     assert beside["difference"] == pytest.approx(gains.mean())
-    assert beside["difference_ci95"] == pytest.approx(interval(gains))
+    assert beside["difference_ci95"] == pytest.approx(confidence_half_width(gains))
     same = evaluate(Always([0.0, 0.0]), environment, episodes=6, baselines={"still": still})["baselines"]["still"]
     assert (same["difference"], same["difference_ci95"]) == (0.0, 0.0)
 
@@ -133,7 +133,7 @@ def test_students_quantile_is_that_of_the_tables(degrees, quantile):
 
 def test_the_interval_of_random_numbers_holds_their_mean_19_times_in_20():
     draws = np.random.default_rng(0).normal(size=(2000, 8))
-    assert np.mean([abs(row.mean()) <= interval(row) for row in draws]) == pytest.approx(0.95, abs=0.015)
+    assert np.mean([abs(row.mean()) <= confidence_half_width(row) for row in draws]) == pytest.approx(0.95, abs=0.015)
 
 
 def test_a_random_policy_can_be_evaluated_like_an_agent(environment):

@@ -1,1 +1,1 @@
-"""What happens around learning: collecting, evaluating, guarding, saving, reporting."""
+"""Callbacks around learning: collection, evaluation, guards, checkpoints, codes, progress."""

@@ -1,4 +1,4 @@
-"""Playing between two epochs, once each time, however the run is cut and resumed: `BetweenEpochs`."""
+"""`BetweenEpochs`: callbacks that play episodes between epochs, exactly once even if the run is cut and resumed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,68 +16,75 @@ from wmlightning.interfaces import Policy
 from wmlightning.pictures.book import undisturbed
 from wmlightning.seeds import derive_seed
 
-STREAM = 5
-"""Sets the seeds of collected episodes apart from all others."""
+COLLECTION_STREAM = 5
+"""Index of the stream from which the seeds of collected episodes are derived; no other seeds use it."""
 
 
 def batches_trained(trainer: Trainer) -> int:
-    """Batches processed since training began, resumes included."""
+    """Returns the number of batches processed since training began, resumes included."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     return progress.total.processed
 
 
 def between_epochs(trainer: Trainer) -> bool:
-    """Whether a whole epoch has just been trained, or none has begun."""
+    """Whether training is at the end of an epoch, or before the first batch."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress
     return progress.current.processed % max(1, int(trainer.num_training_batches)) == 0
 
 
 class BetweenEpochs(Callback, ABC):
-    """Plays in the agent's environment between two epochs (abstract).
+    """Plays episodes in the agent's environment between two epochs (abstract).
 
-    A turn comes when training starts and after every whole epoch. Both are needed, because a checkpoint of an epoch's
-    last batch resumes behind that epoch's end, and one of its end goes through it twice: so what is done in a turn must
-    know from its own saved state whether it has been done already. Nothing is done in the middle of an epoch, so a run
-    that is cut there and resumed plays at the same updates as one that is not.
+    `play_between_epochs` is called when training starts and at the end of every epoch. Both calls are needed:
 
-    The environments stay open from the first turn to the end of the fit.
+        training resumes from a checkpoint of     calls between epochs 0 and 1
+        epoch 0's last batch                      only when training starts
+        epoch 0's end                             when training starts, and at the end of epoch 0 once more
+
+    So a subclass saves in its own state what it has done, and does nothing in a second call. Nothing is played within
+    an epoch, so a run that is cut there and resumed plays at the same updates as an uninterrupted one.
+
+    The environments stay open from the first call to the end of the fit.
 
     Args:
-        num_envs: environments side by side in each process, which the agent sees as one batch.
-        num_workers: processes they are spread over; 0 keeps them in this one.
+        num_envs: environments in each process, stepped as one batch.
+        num_workers: worker processes for them, in each process; 0 steps them in the process itself.
     """
 
     def __init__(self, num_envs: int = 1, num_workers: int = 0) -> None:
         if num_envs < 1 or num_workers < 0:
             raise ValueError(f"num_envs is {num_envs} and num_workers {num_workers}: ask for at least 1 and 0")
-        self.num_envs, self.num_workers = num_envs, num_workers
+        self.num_envs = num_envs
+        self.num_workers = num_workers
         self._envs: PixelVectorEnv | None = None
 
     @abstractmethod
-    def turn(self, trainer: Any, agent: Any) -> None:
-        """Does what is due; called by every process, inside `undisturbed(agent)`."""
+    def play_between_epochs(self, trainer: Any, agent: Any) -> None:
+        """Plays what is due; every process calls it, inside `undisturbed(agent)`."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a stage that does not act."""
+        """Checks that the stage is an agent, with a policy and an environment."""
         if stage == "fit" and not (hasattr(pl_module, "policy") and hasattr(pl_module, "environment")):
-            name, stage_name = type(self).__name__, type(pl_module).__name__
-            raise ValueError(f"{name} wants an agent with a policy and an environment, which {stage_name} is not")
+            raise ValueError(
+                f"{type(self).__name__} wants an agent with a policy and an environment, which "
+                f"{type(pl_module).__name__} is not: take the callback out, or train an agent"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A turn, unless training goes on in the middle of an epoch."""
-        self._turn(trainer, pl_module)
+        """Plays, unless training resumes within an epoch."""
+        self._play_if_between_epochs(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A turn, if the epoch is whole."""
-        self._turn(trainer, pl_module)
+        """Plays, if the epoch is complete."""
+        self._play_if_between_epochs(trainer, pl_module)
 
-    def _turn(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _play_if_between_epochs(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if between_epochs(trainer):
             with undisturbed(pl_module):
-                self.turn(trainer, pl_module)
+                self.play_between_epochs(trainer, pl_module)
 
     def envs(self, agent: Any) -> PixelVectorEnv:
-        """The environments, made when first asked for."""
+        """Returns the environments, which it makes at the first call."""
         envs = self._envs or agent.environment.vector(self.num_envs, self.num_workers)
         self._envs = envs
         return envs
@@ -85,7 +92,18 @@ class BetweenEpochs(Callback, ABC):
     def play(
         self, trainer: Trainer, agent: Any, policy: Policy, seeds: Sequence[int], **options: Any
     ) -> tuple[list[EpisodeResult], bool]:
-        """A rollout that ends early when the process is asked to stop; says whether it was."""
+        """Runs a rollout, which ends early if the process is asked to stop.
+
+        Args:
+            trainer: the Trainer of the fit.
+            agent: the stage, for its environment.
+            policy: chooses the actions.
+            seeds: environment seeds, one for each episode.
+            options: further arguments of `rollout`.
+
+        Returns:
+            Results of the finished episodes, and whether the process was asked to stop.
+        """
         stopped = False
 
         def should_stop() -> bool:
@@ -95,18 +113,26 @@ class BetweenEpochs(Callback, ABC):
 
         return rollout(self.envs(agent), policy, seeds, should_stop=should_stop, **options), stopped
 
-    def exchange(self, trainer: Trainer, stopped: bool, numbers: list[Any]) -> list[list[float]]:
-        """The numbers of every process, when all have come here.
+    def gather(self, trainer: Trainer, stopped: bool, numbers: list[Any]) -> list[list[float]]:
+        """Gathers numbers of all processes, each of which waits here for the others.
+
+        Args:
+            trainer: the Trainer of the fit.
+            stopped: whether this process was asked to stop.
+            numbers: of this process, as many as of every other one.
+
+        Returns:
+            The numbers of each process, by rank.
 
         Raises:
-            SIGTERMException: in all of them, if any was asked to stop.
+            SIGTERMException: in all processes, if any was asked to stop.
         """
-        mine = torch.tensor([float(stopped), *numbers], dtype=torch.float64, device=trainer.strategy.root_device)
-        rows = [mine] if trainer.world_size == 1 else list(trainer.strategy.all_gather(mine))
-        told = [row.tolist() for row in rows]
-        if any(row[0] for row in told):
+        own = torch.tensor([float(stopped), *numbers], dtype=torch.float64, device=trainer.strategy.root_device)
+        gathered = [own] if trainer.world_size == 1 else list(trainer.strategy.all_gather(own))
+        rows = [row.tolist() for row in gathered]
+        if any(row[0] for row in rows):
             raise SIGTERMException
-        return [row[1:] for row in told]
+        return [row[1:] for row in rows]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Closes the environments."""
@@ -123,20 +149,30 @@ class BetweenEpochs(Callback, ABC):
 
 
 class EpisodeSeeds(Sequence[int]):
-    """The environment seeds of a process's episodes first, first + 1, ..., each made when it is asked for."""
+    """Environment seeds of a process's next episodes, each computed when it is read.
 
-    def __init__(self, seed: int, rank: int, first: int, number: int) -> None:
-        self.seed, self.rank, self.first, self.number = seed, rank, first, number
+    Args:
+        seed: the run's seed.
+        rank: the process.
+        first: index of the first episode among all that the process begins.
+        num_episodes: how many there are.
+    """
+
+    def __init__(self, seed: int, rank: int, first: int, num_episodes: int) -> None:
+        self.seed = seed
+        self.rank = rank
+        self.first = first
+        self.num_episodes = num_episodes
 
     def __len__(self) -> int:
-        """How many."""
-        return self.number
+        """Number of episodes."""
+        return self.num_episodes
 
-    def __getitem__(self, job: int) -> int:  # type: ignore[override]
-        """The seed of the job-th of them."""
-        return online_episode_seed(self.seed, self.rank, self.first + job)
+    def __getitem__(self, position: int) -> int:  # type: ignore[override]
+        """The seed of the episode with index first + position."""
+        return online_episode_seed(self.seed, self.rank, self.first + position)
 
 
 def online_episode_seed(seed: int, rank: int, index: int) -> int:
-    """The environment seed of the index-th episode that a process begins."""
-    return derive_seed(seed, rank, index, STREAM)
+    """Returns the environment seed of the episode with this index among those that a process begins."""
+    return derive_seed(seed, rank, index, COLLECTION_STREAM)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and the last checkpoint of a run."""
+"""How and when checkpoints are written: `AtomicCheckpointIO` and `LastCheckpoint`."""
 
 import io
 import math
@@ -16,34 +16,34 @@ from datamodules.files import write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that a kill or a power cut leaves whole, and that load without running pickled code.
+    """Writes checkpoints so that a kill or a power cut leaves them complete; loads them without running pickled code.
 
-    Lightning's own goes through the system's temporary folder, without a sync, and is not atomic when that folder is on
-    another file system.
+    Lightning's own CheckpointIO writes to the system's temporary folder, without a sync, and is not atomic if that
+    folder is on another file system.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes the checkpoint; see `write_atomically`."""
-        # In memory first: torch says of a full disk only that it is in an unexpected place.
+        # In memory first, because torch reports a full disk only as an unexpected position in the file.
         content = io.BytesIO()
         torch.save(checkpoint, content)
         write_atomically(path, lambda file: file.write(content.getbuffer()))
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
-        """Reads a checkpoint; `weights_only` is on unless switched off by name."""
+        """Reads a checkpoint; `weights_only` is on unless it is False."""
         return super().load_checkpoint(path, map_location, weights_only is not False)
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `<default_root_dir>/checkpoints/last.ckpt` up to date, so that a kill costs less than a minute.
+    """Keeps `<default_root_dir>/checkpoints/last.ckpt` up to date, so that a kill loses less than a minute of training.
 
     It saves after a batch once `seconds` have passed, when training ends, and when the process is asked to stop
-    (SIGTERM, or Ctrl-C through the command line), which Lightning does between two batches. It does not save on any
-    other exception: that one may have come in the middle of an optimizer step, and a torn state would go on wrongly.
-    Add a `ModelCheckpoint` to keep the best or every n-th as well.
+    (SIGTERM, or Ctrl-C through the command line), which Lightning does between two batches. It does not save at any
+    other exception, which may come in the middle of an optimizer step and leave a state that cannot be resumed from.
+    Add a `ModelCheckpoint` to keep the best or every n-th checkpoint as well.
 
     Args:
-        seconds: least time between two saves; 0 saves after every batch.
+        seconds: least time from one save to the next; 0 saves after every batch.
     """
 
     def __init__(self, seconds: float = 30.0) -> None:
@@ -53,21 +53,22 @@ class LastCheckpoint(Checkpoint):
 
     @staticmethod
     def path(trainer: lightning.Trainer) -> Path:
-        """Where the last checkpoint of this trainer is."""
+        """Returns the path of a trainer's last checkpoint."""
         return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
     def _save(self, trainer: lightning.Trainer) -> None:
         if getattr(trainer, "fast_dev_run", False):
             return
         trainer.save_checkpoint(self.path(trainer))
-        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """The first batch saves: from then on there is something to go on from, whatever an agent has played since."""
+        """Makes the first batch save: from then on a run can be resumed, with the episodes it has collected."""
         self._saved_at = -math.inf
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Saves if it is time; rank 0's clock decides for all."""
+        """Saves if enough time has passed by the clock of rank 0."""
         due = time.monotonic() - self._saved_at >= self.seconds
         if trainer.strategy.broadcast(due):
             self._save(trainer)

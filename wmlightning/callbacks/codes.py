@@ -1,4 +1,4 @@
-"""V's codes of every frame, written once, so that M never waits for a convolution."""
+"""`CodeWriter`: writes V's codes of every frame once, so that training M runs no convolutions."""
 
 import os
 import warnings
@@ -17,47 +17,54 @@ from datamodules.datasets import WholeEpisode
 from datamodules.episode import Episode
 from datamodules.files import DamagedEpisode
 from datamodules.store import EpisodeStore
-from wmlightning.stages.requirements import EPISODES, ROWS, check_there, foreign_codes, promise, promised
+from wmlightning.stages.requirements import (
+    MAX_ROWS,
+    NUM_EPISODES,
+    check_expected,
+    codes_of_other_vaes,
+    expect,
+    expected_at,
+)
 from wmlightning.stages.vae import VAE
 
 
 class CodeWriter(BasePredictionWriter):
-    """Writes the mean and logvar of every episode that `trainer.predict` passes by into a store of codes.
+    """Writes V's mean and logvar of every episode in `trainer.predict` to a store of codes.
 
-    A code episode has the number, actions, rewards and flags of the episode it was made from, observations `mean` and
-    `logvar` in float16 (steps + 1, latent_size), and in its metadata, as `vae`, the fingerprint of the V that made it.
-    Episodes whose codes exist are skipped, so an interrupted run goes on where it stopped, and where episodes were
-    added only those are encoded.
+    An episode of codes has the index, actions, rewards and flags of its episode of images, observations `mean` and
+    `logvar` in float16 (steps + 1, latent_size), and in its metadata, as `vae`, the fingerprint of the V that wrote it.
+    Episodes that already have codes are skipped: an interrupted run continues where it stopped, and after more episodes
+    were collected only these are encoded.
 
     Args:
         path: folder of the codes; made if missing.
-        stale: what to do where another V has written there: "refuse" to go on, or "replace" its codes. They are all
-            deleted before the first new one is written, so that no moment sees codes of two V.
+        stale: what to do with codes of another V in that folder: "refuse" to write, or "replace" them. The latter
+            deletes all of them before it writes the first new one, so that the folder never mixes codes of two V.
 
     Raises:
-        ValueError: at the start, if the folder holds codes of another V or episodes of images, or if it is not V that
-            predicts.
+        ValueError: at the start, if the folder has codes of another V or episodes of images, or the stage is not V.
 
     Source: Ha and Schmidhuber 2018, appendix, who store mean and logvar and draw z anew for every batch.
     """
 
     def __init__(self, path: str, stale: Literal["refuse", "replace"] = "refuse") -> None:
         super().__init__("batch")
-        self.path, self.stale = os.fspath(path), stale
+        self.path = os.fspath(path)
+        self.stale = stale
         self._fingerprint = ""
         self._store: EpisodeStore | None = None
         self._present: set[tuple[int, int, int]] = set()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at what was written before."""
-        # Of interest to writers that number their predictions by sample; ours come with the episode's own number.
+        """Checks the codes that the folder already has, and deletes stale ones if asked to."""
+        # For writers that name predictions by their index in the loader; these have the episode's own index.
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
-        _check_writes(pl_module)
+        _check_is_vae(pl_module)
         assert isinstance(pl_module, VAE)
         self._fingerprint = pl_module.fingerprint()
         self._store = EpisodeStore(self.path)
         if self.stale == "refuse" or trainer.is_global_zero:
-            for name, writer in foreign_codes(self._store, self._fingerprint):
+            for name, writer in codes_of_other_vaes(self._store, self._fingerprint):
                 if self.stale == "refuse":
                     raise ValueError(
                         f"{self.path} holds codes of V {writer}, but this V is {self._fingerprint}: write to another "
@@ -71,19 +78,28 @@ class CodeWriter(BasePredictionWriter):
         self._present = {name.place for name in self._store.listing}
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, EpisodeDataModule):
-            data.predicted = self._present  # their images need not be read
+            # The datamodule need not read the images of these.
+            data.predicted = self._present
 
-    def rehearse(self, vae: Any, images: str) -> None:
-        """Makes sure that it is V that predicts, and promises its codes of images that are there or promised."""
-        _check_writes(vae)
-        check_there(images)
+    def preflight(self, vae: Any, images: str) -> None:
+        """Checks that the stage is V, and registers its codes of images that exist or are registered.
+
+        Args:
+            vae: the stage that will predict.
+            images: folder of the episodes of images.
+
+        Raises:
+            ValueError: if it is not V, or there will be no images.
+        """
+        _check_is_vae(vae)
+        check_expected(images)
         store = EpisodeStore(images)
-        spec = promised(images) or (store.spec if len(store) else None)
+        spec = expected_at(images) or (store.spec if len(store) else None)
         if spec is not None:
-            shape = (vae.latent_size,), "float16"
-            promise(self.path, replace(spec, observation={"mean": shape, "logvar": shape}))
-            for what in (ROWS, EPISODES):
-                promise(Path(self.path) / what, promised(Path(images) / what))
+            code = ((vae.latent_size,), "float16")
+            expect(self.path, replace(spec, observation={"mean": code, "logvar": code}))
+            for quantity in (MAX_ROWS, NUM_EPISODES):
+                expect(Path(self.path) / quantity, expected_at(Path(images) / quantity))
 
     def write_on_batch_end(
         self,
@@ -95,7 +111,7 @@ class CodeWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Writes one episode."""
+        """Writes the codes of one episode."""
         if batch.place in self._present:
             return
         rows = batch.batch
@@ -109,12 +125,13 @@ class CodeWriter(BasePredictionWriter):
 
 
 def _holds_images(store: EpisodeStore) -> bool:
+    """Whether the first undamaged episode of a store is one of images."""
     for name in store.listing:
         with suppress(DamagedEpisode):
             return "mean" not in store.contents(name).spec.observation
     return False
 
 
-def _check_writes(stage: Any) -> None:
+def _check_is_vae(stage: Any) -> None:
     if not isinstance(stage, VAE):
         raise ValueError(f"CodeWriter writes what V predicts, not a {type(stage).__name__}: predict with a VAE")

@@ -1,4 +1,4 @@
-"""How well an agent does while it trains: `Evaluate`."""
+"""`Evaluate`: an agent's mean return during training, and the statistics of returns."""
 
 from typing import Any
 
@@ -14,27 +14,28 @@ from wmlightning.validation import at_least
 
 
 class Evaluate(BetweenEpochs):
-    """Plays the agent between epochs, without exploration noise; nothing of it is stored or counted.
+    """Lets the agent play evaluation episodes between epochs, without exploration; they are not stored or counted.
 
-    Every evaluation plays the same episodes, each with an environment seed of its own: those of `wmlightning evaluate`
-    with the same `seed` and `episodes`, which therefore finds the same return in the checkpoint written then. Several
-    processes share the episodes out.
+    Every evaluation plays the same episodes, each with its own environment seed. They are those of `wmlightning
+    evaluate` with the same `seed` and `episodes`, which therefore measures the same return with the checkpoint saved
+    then. Several processes divide the episodes.
 
-    Logged against environment steps: `evaluate/return`, the mean; `evaluate/return_ci95`, half of its 95% interval, of
-    two episodes and more; and `evaluate/episode`, the first episode as a film.
+    Logged against environment steps: `evaluate/return`, the mean return; with two episodes or more
+    `evaluate/return_ci95`, the half-width of its 95% confidence interval; and `evaluate/episode`, a film of the first
+    episode.
 
     Args:
-        every_epochs: epochs between evaluations.
-        episodes: episodes in each.
-        num_envs: environments side by side in each process, which the agent sees as one batch.
-        num_workers: processes they are spread over; 0 keeps them in this one.
-        video: film the first episode.
-        seed: names the episodes.
-        frames: longer episodes are thinned out to this many pictures.
-        fps: pictures a second.
+        every_epochs: epochs from one evaluation to the next.
+        episodes: episodes in an evaluation.
+        num_envs: environments in each process, stepped as one batch.
+        num_workers: worker processes for them, in each process; 0 steps them in the process itself.
+        video: whether to film the first episode.
+        seed: seed of the episodes.
+        frames: most frames of the film; a longer episode is subsampled.
+        fps: frames per second of the film.
 
     Raises:
-        ValueError: for a number below 1, or if the stage does not act.
+        ValueError: for a number below 1, or if the stage is no agent.
     """
 
     def __init__(
@@ -51,88 +52,99 @@ class Evaluate(BetweenEpochs):
         super().__init__(num_envs, num_workers)
         at_least(1, every_epochs=every_epochs, episodes=episodes, frames=frames)
         at_least(0, seed=seed)
-        self.every_epochs, self.episodes, self.video, self.seed = every_epochs, episodes, video, seed
-        self.frames, self.fps = frames, fps
-        self.evaluated_at, self.last = 0, dict[str, float]()
+        self.every_epochs = every_epochs
+        self.episodes = episodes
+        self.video = video
+        self.seed = seed
+        self.frames = frames
+        self.fps = fps
+        self.evaluated_at = 0
+        self.last: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """When the agent was last evaluated, and what came of it."""
+        """Saves at which batch the last evaluation was, and its metrics."""
         return {"evaluated_at": self.evaluated_at, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the last evaluation known."""
-        self.evaluated_at, self.last = state_dict["evaluated_at"], state_dict["last"]
+        """Restores the last evaluation."""
+        self.evaluated_at = state_dict["evaluated_at"]
+        self.last = state_dict["last"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates where a cut came between; tells of the last evaluation, by which checkpoints are chosen."""
-        self._tell(trainer)
+        """Restores the metrics that checkpoints are chosen by; evaluates, if a cut prevented that."""
+        self._publish(trainer)
         super().on_train_start(trainer, pl_module)
 
-    def turn(self, trainer: Any, agent: Any) -> None:
-        """Evaluates, if it is time and not done."""
+    def play_between_epochs(self, trainer: Any, agent: Any) -> None:
+        """Evaluates, if an evaluation is due and has not been made."""
         batches = batches_trained(trainer)
         epochs = batches // max(1, int(trainer.num_training_batches))
         if batches == self.evaluated_at or not epochs or epochs % self.every_epochs:
             return
-        rank, world = trainer.global_rank, trainer.world_size
-        seeds, film = evaluation_seeds(self.seed, self.episodes), FirstEpisode()
-        mine = seeds[rank::world]
-        results, stopped = [], False
-        if mine:
+        rank = trainer.global_rank
+        world = trainer.world_size
+        seeds = evaluation_seeds(self.seed, self.episodes)
+        own_seeds = seeds[rank::world]
+        film = FirstEpisode()
+        own_returns: list[float] = []
+        stopped = False
+        if own_seeds:
             writer = film if self.video and rank == 0 else None
-            results, stopped = self.play(trainer, agent, agent.policy(explore=False), mine, writer=writer)
-        # Every process sends as many numbers.
-        missing = -(-len(seeds) // world) - len(results)
-        sent = [result.total_reward for result in results] + [float("nan")] * missing
-        rows = self.exchange(trainer, stopped, sent)
-        returns = [rows[k % world][k // world] for k in range(len(seeds))]
-        self.evaluated_at, self.last = batches, {"evaluate/return": float(np.mean(returns))}
+            results, stopped = self.play(trainer, agent, agent.policy(explore=False), own_seeds, writer=writer)
+            own_returns = [result.total_reward for result in results]
+        # Filled up, because every process has to send as many numbers.
+        most = -(-len(seeds) // world)
+        rows = self.gather(trainer, stopped, own_returns + [float("nan")] * (most - len(own_returns)))
+        returns = [rows[episode % world][episode // world] for episode in range(len(seeds))]
+        self.evaluated_at = batches
+        self.last = {"evaluate/return": float(np.mean(returns))}
         if len(returns) > 1:
-            self.last["evaluate/return_ci95"] = interval(returns)
-        self._tell(trainer)
+            self.last["evaluate/return_ci95"] = confidence_half_width(returns)
+        self._publish(trainer)
         if trainer.is_global_zero:
             book = PictureBook.of(trainer)
             book.add_scalars(self.last, trainer.global_step)
             if self.video:
                 book.add_gif("evaluate/episode", film.film(self.frames), trainer.global_step, self.fps)
 
-    def _tell(self, trainer: Trainer) -> None:
+    def _publish(self, trainer: Trainer) -> None:
+        """Makes the last evaluation's metrics those of the Trainer, where `ModelCheckpoint` reads them."""
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.last.items()})
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Shows the last evaluation on the progress bar."""
         if self.last and batch_idx == 0:
-            shown = {"evaluated": self.last["evaluate/return"]}
-            pl_module.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+            metrics = {"evaluated": self.last["evaluate/return"]}
+            pl_module.log_dict(metrics, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
 
 def evaluation_seeds(seed: int, episodes: int) -> list[int]:
-    """Environment seeds of an evaluation; consecutive, so that no two episodes share one."""
-    # The number itself is that of C's generation 4 too: zeros at the end of a name do not count.
+    """Returns the environment seeds of an evaluation: consecutive numbers, so that all are different."""
+    # Without the + 1 it could be a seed of C's generation 4, since derive_seed ignores zeros at the end of its indices.
     first = derive_seed(seed, 4) + 1
     return [(first + episode) % 2**32 for episode in range(episodes)]
 
 
 def statistics(returns: list[float]) -> dict[str, Any]:
-    """`returns` with their `mean`, `std` (of a sample) and `ci95` (see `interval`)."""
+    """Returns `returns` with their `mean`, sample `std` and `ci95` (see `confidence_half_width`)."""
     return {
         "returns": returns,
         "mean": float(np.mean(returns)),
         "std": float(np.std(returns, ddof=1)),
-        "ci95": interval(returns),
+        "ci95": confidence_half_width(returns),
     }
 
 
-def interval(values: Any) -> float:
-    """Half-width of Student's 95% interval of the mean of independent values, at least 2 of them."""
-    n = len(values)
-    return float(student_quantile(n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+def confidence_half_width(values: Any) -> float:
+    """Returns the half-width of Student's 95% confidence interval of the mean of at least 2 independent values."""
+    count = len(values)
+    return float(student_quantile(count - 1) * np.std(values, ddof=1) / np.sqrt(count))
 
 
 def student_quantile(degrees: int) -> float:
-    """The 0.975 quantile of Student's t, right to a thousandth.
+    """Returns the 0.975 quantile of Student's t for these degrees of freedom, to an accuracy of 0.001.
 
-    Source: Abramowitz and Stegun, 26.7.5, beyond the four degrees where the expansion is not good enough.
+    Source: a table up to four degrees of freedom; Abramowitz and Stegun, 26.7.5, beyond, where it is accurate enough.
     """
     if degrees <= 4:
         return (12.706, 4.303, 3.182, 2.776)[degrees - 1]

@@ -1,4 +1,4 @@
-"""What watches over training: `StopOnNonFinite` and `WarnOfCollapse`. `wmlightning fit` has both unasked."""
+"""Guards of training, which `wmlightning fit` adds by default: `StopOnNonFinite` and `WarnOfCollapse`."""
 
 import math
 from contextlib import suppress
@@ -18,140 +18,156 @@ from wmlightning.pictures.book import PictureBook, undisturbed
 from wmlightning.validation import above, at_least
 
 WINDOWS = 8
-"""Windows of a batch that `latent_use` looks at."""
+"""Windows of a batch on which `WarnOfCollapse` measures the use of latents."""
 
 
 class StopOnNonFinite(Callback):
-    """Ends training at the first loss or gradient that is NaN or infinite, before the optimizer takes it in.
+    """Stops training at the first loss or gradient that is NaN or infinite, before the optimizer uses it.
 
-    The error names the batch (batches trained before it, so the first is 0) and what broke: weights that were broken
-    already, numbers of the batch itself, parts of the loss, or weights whose gradient is not finite though the loss is.
-    The state from before the batch is kept in `<default_root_dir>/checkpoints/before-batch-<batch>.ckpt`. A run that
-    goes on from there meets the same batch with the same noise, and breaks again; Lightning's own switch then shows the
-    operation that did it:
+    The error names the batch (its index among all batches trained, from 0) and the earliest cause it finds: weights
+    that were not finite before, a field of the batch, a part of the loss, or weights whose gradient is not finite
+    although the loss is. The state before the batch is saved as
+    `<default_root_dir>/checkpoints/before-batch-<batch>.ckpt`. A run that resumes from it trains on the same batch with
+    the same noise and fails again; Lightning's anomaly detection then shows the operation that failed:
 
         wmlightning fit -c RUN/config.yaml --ckpt_path=RUN/checkpoints/before-batch-N.ckpt --trainer.detect_anomaly=true
 
-    `trainer.detect_anomaly` checks every operation of every backward pass, several times slower: switch it on for the
-    batch in question, not for a run. What this callback does costs one look at the loss and one pass over the
-    gradients, a hundredth of a step and less.
+    `trainer.detect_anomaly` checks every operation of every backward pass and makes training several times slower, so
+    switch it on for that batch only. This callback reads the loss and passes over the gradients once, which costs 1% of
+    a step or less.
 
-    Of several processes all end, wherever it broke. An optimizer without gradients (CMA-ES) refuses a NaN by itself,
-    and `checkpoints/last.ckpt` is then from before it. Under `16-mixed` the scaler answers for the gradients, and only
-    the loss is looked at.
+    If one of several processes fails, all stop. An optimizer without gradients (CMA-ES) itself refuses NaN, and
+    `checkpoints/last.ckpt` is then from before it. Under `16-mixed` the gradient scaler handles gradients that are not
+    finite, and this callback checks only the loss.
 
     Args:
-        gradients: look at the gradients too.
+        gradients: whether to check gradients too.
 
     Raises:
-        RuntimeError: in training, as said.
+        RuntimeError: during training, at the first loss or gradient that is not finite.
     """
 
     def __init__(self, gradients: bool = True) -> None:
         self.gradients = gradients
         self._losses: list[Tensor] = []
         self._batch: Any = None
-        self._before: dict[str, Any] = {}
+        self._attributes_before: dict[str, Any] = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Notes what the training step may replace: a memory that is carried on from batch to batch."""
-        self._batch, self._before = batch, dict(vars(pl_module))
+        """Keeps the batch, and attributes that the training step may replace, such as a memory carried over."""
+        self._batch = batch
+        self._attributes_before = dict(vars(pl_module))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Notes the loss."""
+        """Keeps the loss; with accumulated gradients there are several before one optimizer step."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: LightningModule, optimizer: Any) -> None:
-        """Stops, if anything is not finite."""
-        numbers, self._losses = [loss.float().sum() for loss in self._losses], []
-        wrong = [k for k, number in enumerate(numbers) if not math.isfinite(number)]
-        broken = bool(wrong) or (self._looks_at_gradients(trainer) and not _finite_gradients(optimizer))
+        """Stops training if a loss or a gradient is not finite."""
+        losses = [loss.float().sum() for loss in self._losses]
+        self._losses = []
+        failed = [k for k, loss in enumerate(losses) if not math.isfinite(loss)]
+        stop = bool(failed) or (self._checks_gradients(trainer) and not _finite_gradients(optimizer))
         if trainer.world_size > 1:
-            broken = trainer.strategy.reduce_boolean_decision(broken, all=False)
-        if broken:
-            # With accumulated gradients the loss that broke may be an earlier batch's.
-            earlier = len(numbers) - 1 - wrong[0] if wrong else 0
-            self._stop(trainer, pl_module, batches_trained(trainer) - earlier, earlier > 0)
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
+            # With accumulated gradients the failed loss may be that of an earlier batch.
+            batches_ago = len(losses) - 1 - failed[0] if failed else 0
+            self._stop(trainer, pl_module, batches_trained(trainer) - batches_ago, batches_ago > 0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Lets go of the batch."""
-        self._batch, self._before = None, {}
+        """Releases the batch."""
+        self._batch = None
+        self._attributes_before = {}
 
-    def _looks_at_gradients(self, trainer: Any) -> bool:
+    def _checks_gradients(self, trainer: Any) -> bool:
         return self.gradients and trainer.precision != "16-mixed"
 
-    def _stop(self, trainer: Any, stage: LightningModule, number: int, earlier: bool) -> None:
-        spoilt = [name for name, weight in stage.named_parameters() if not bool(weight.isfinite().all())]
-        if spoilt:
+    def _stop(self, trainer: Any, stage: LightningModule, batch: int, is_earlier: bool) -> None:
+        """Saves the state before a batch and raises the error.
+
+        Args:
+            trainer: the Trainer of the fit.
+            stage: the stage in training.
+            batch: index of the batch that failed.
+            is_earlier: whether it is an earlier batch than the present one, which is then not at hand any more.
+        """
+        weights = [name for name, weight in stage.named_parameters() if not bool(weight.isfinite().all())]
+        if weights:
             raise RuntimeError(
-                f"batch {number} met weights that are not finite ({_some(spoilt)}); go on from an earlier checkpoint"
+                f"batch {batch} met weights that are not finite ({_first_two(weights)}); resume from an earlier "
+                "checkpoint"
             )
-        what = ["a loss before the present batch"] if earlier else self._broken_parts(trainer, stage)
+        causes = ["a loss before the present batch"] if is_earlier else self._causes(trainer, stage)
         if trainer.world_size > 1:
-            told: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(told, what)
-            # Where one process breaks, the gradients of all do.
-            causes = {rank: parts for rank, parts in enumerate(told) if not parts[0].startswith("the gradient")}
-            what = [f"process {rank}: {part}" for rank, parts in (causes or {0: told[0]}).items() for part in parts]
-        cure = "go on from an earlier checkpoint"
+            gathered: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(gathered, causes)
+            # One process whose loss is not finite makes the averaged gradients of all so: name only that process.
+            by_rank = {rank: found for rank, found in enumerate(gathered) if not found[0].startswith("the gradient")}
+            by_rank = by_rank or {0: gathered[0]}
+            causes = [f"process {rank}: {cause}" for rank, found in by_rank.items() for cause in found]
+        cure = "resume from an earlier checkpoint"
         if trainer.checkpoint_callbacks and not trainer.fast_dev_run:
-            path = Path(trainer.default_root_dir) / "checkpoints" / f"before-batch-{number:06d}.ckpt"
+            path = Path(trainer.default_root_dir) / "checkpoints" / f"before-batch-{batch:06d}.ckpt"
             try:
                 self._save(trainer, stage, path)
                 cure = (
-                    f"the state from before it is in {path}; go on from there with --trainer.detect_anomaly=true to "
-                    "see which operation it is, or with other data; a smaller learning rate wants a fresh start"
+                    f"the state before it is in {path}; resume from there with --trainer.detect_anomaly=true to "
+                    "see which operation it is, or with other data; a smaller learning rate needs a new run"
                 )
             except OSError as error:
-                cure += f" (the state from before it cannot be written: {error})"
-        raise RuntimeError(f"batch {number} is not finite: {', '.join(what)}; {cure}")
+                cure += f" (the state before it cannot be written: {error})"
+        raise RuntimeError(f"batch {batch} is not finite: {', '.join(causes)}; {cure}")
 
     def _save(self, trainer: Any, stage: LightningModule, path: Path) -> None:
-        """Weights and optimizers are still those from before the batch; so is the rest, once it is put back."""
-        vars(stage).update(self._before)
+        """Saves the state before the batch.
+
+        Weights and optimizers have not changed since; attributes and counters are restored here.
+        """
+        vars(stage).update(self._attributes_before)
         progress = trainer.fit_loop.epoch_loop.batch_progress
         for counts in (progress.total, progress.current):
             counts.ready = counts.started = counts.completed = counts.processed
         trainer.save_checkpoint(path)
 
-    def _broken_parts(self, trainer: Any, stage: LightningModule) -> list[str]:
-        """What is to be blamed, the earliest cause that is found."""
+    def _causes(self, trainer: Any, stage: LightningModule) -> list[str]:
+        """Returns what is not finite, at the earliest place in the computation where anything is."""
         if isinstance(self._batch, Batch):
             fields = {"action": self._batch.action, "reward": self._batch.reward, **self._batch.observation}
-            wrong = [name for name, field in fields.items() if not bool(field.isfinite().all())]
-            if wrong:
-                return [f"the batch's own {name}" for name in wrong]
+            not_finite = [name for name, field in fields.items() if not bool(field.isfinite().all())]
+            if not_finite:
+                return [f"the batch's own {name}" for name in not_finite]
         logged = {}
         with suppress(AttributeError):
             logged = trainer.fit_loop._results.metrics(True)["callback"]
-        wrong = {name: float(value) for name, value in logged.items() if not math.isfinite(value)}
-        # A sum says less than its parts.
-        parts = {name: value for name, value in wrong.items() if not name.endswith("loss")} or wrong
+        metrics = {name: float(value) for name, value in logged.items() if not math.isfinite(value)}
+        # A part of the loss says more than the loss.
+        parts = {name: value for name, value in metrics.items() if not name.endswith("loss")} or metrics
         if parts:
-            return [_some([f"{name} is {value}" for name, value in parts.items()])]
-        grown = [(name, weight.grad) for name, weight in stage.named_parameters() if weight.grad is not None]
-        wrong = [name for name, gradient in grown if not bool(gradient.isfinite().all())]
-        if wrong:
-            return [f"the gradient of {_some(wrong)}"]
-        return ["the length of the gradient" if self._looks_at_gradients(trainer) else "the loss"]
+            return [_first_two([f"{name} is {value}" for name, value in parts.items()])]
+        gradients = [(name, weight.grad) for name, weight in stage.named_parameters() if weight.grad is not None]
+        not_finite = [name for name, gradient in gradients if not bool(gradient.isfinite().all())]
+        if not_finite:
+            return [f"the gradient of {_first_two(not_finite)}"]
+        return ["the length of the gradient" if self._checks_gradients(trainer) else "the loss"]
 
 
 class WarnOfCollapse(Callback):
-    """Warns of a world model that ignores its latents: the KL is near zero and reconstructions do not see.
+    """Warns of posterior collapse: a world model with a KL near zero whose reconstructions explain no variance.
 
-    Such a model has found that the decoder does well enough by itself: every image comes out as the mean image, the
-    posterior says what the prior says, and nothing that is dreamt in it means anything. One number alone is no reason:
-    where the future is certain a good model has little KL, and early on every model is blind. A model without noise
-    has no KL at all and is predicted_returns by its reconstructions.
+    In a collapsed model the latents carry no information: the posterior equals the prior, every image is decoded to the
+    mean image, and dreams have no meaning. The warning needs both signs: where the future is certain a good model has
+    little KL too, and early in training no model reconstructs. A model without noise always has a KL of zero and is
+    judged by its reconstructions alone.
 
-    Logged every so many batches: `world_model/explained`, the share of the images' variance that reconstructions from
-    the posterior explain: 1 is perfect, 0 is the mean image, below is worse than that. Stages without an RSSM, SSM or
-    RNN are left alone.
+    Logged every `every` batches: `world_model/explained`, the fraction of the images' variance that reconstructions
+    from the posterior explain: 1 is perfect, 0 is the mean image, and a negative one is worse than the mean image.
+    Stages without an RSSM, SSM or RNN are not checked.
 
     Args:
-        every: batches between two looks, each of which costs less than one batch.
+        every: batches between two checks, each of which costs less than one batch.
         nats: a mean KL per step below this is near zero.
-        explained: a share of explained variance below this is blind.
+        explained: a fraction of explained variance below this is none.
 
     Raises:
         ValueError: for a number out of range.
@@ -160,17 +176,19 @@ class WarnOfCollapse(Callback):
     def __init__(self, every: int = 500, nats: float = 0.1, explained: float = 0.05) -> None:
         at_least(1, every=every)
         above(0, nats=nats, explained=explained)
-        self.every, self.nats, self.explained = every, nats, explained
+        self.every = every
+        self.nats = nats
+        self.explained = explained
         self._warned = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Looks, when it is time."""
+        """Checks the model, every `every` batches."""
         model: Any = getattr(pl_module, "world_model", pl_module)
-        sees = hasattr(getattr(model, "dynamics", None), "latent") and isinstance(batch, Batch)
-        due = batches_trained(trainer) % self.every == 0
-        if not (due and sees and trainer.is_global_zero and "image" in batch.observation):
+        has_latent = hasattr(getattr(model, "dynamics", None), "latent") and isinstance(batch, Batch)
+        is_due = batches_trained(trainer) % self.every == 0
+        if not (is_due and has_latent and trainer.is_global_zero and "image" in batch.observation):
             return
         with undisturbed(pl_module):
             nats, explained = latent_use(model, batch.map(lambda tensor: tensor[:WINDOWS]))
@@ -185,15 +203,15 @@ class WarnOfCollapse(Callback):
 
 
 def latent_use(model: Any, batch: Batch) -> tuple[float, float]:
-    """How much a world model's latents know of the images.
+    """Measures how much information about the images a world model's latents carry.
 
     Args:
         model: a `LatentModel` with a latent.
         batch: windows with images, on the model's device.
 
     Returns:
-        KL(posterior || prior) in nats, a mean over the rows; and the share of the images' variance (around the mean
-        image of the batch) that reconstructions explain, at most 1, and 1 where the images do not vary.
+        KL(posterior || prior) in nats, the mean over rows; and the fraction of the images' variance (around the mean
+        image of the batch) that reconstructions explain, at most 1, and 1 if the images do not vary.
     """
     image = batch.observation["image"]
     posterior, prior = model.dynamics.observe(model.encode(image), batch.action, batch.is_first)
@@ -201,19 +219,19 @@ def latent_use(model: Any, batch: Batch) -> tuple[float, float]:
     truth = (image.float() / 255).flatten(0, 1)
     error = (model.decode(posterior.features).flatten(0, 1) - truth).square().sum()
     variation = (truth - truth.mean(0)).square().sum()
-    # A hundredth of a grey level: nothing moves.
-    still = float(variation) < truth.numel() * (0.01 / 255) ** 2
-    return float(nats), 1.0 if still else 1.0 - float(error / variation)
+    # A standard deviation below a hundredth of a grey level: the images do not vary.
+    constant = float(variation) < truth.numel() * (0.01 / 255) ** 2
+    return float(nats), 1.0 if constant else 1.0 - float(error / variation)
 
 
 def _finite_gradients(optimizer: Any) -> bool:
-    """Whether all gradients are finite, and not so long that their squares overflow."""
+    """Whether all gradients are finite and their squared norms do not overflow."""
     weights = (weight for group in optimizer.param_groups for weight in group["params"])
     norms = [torch.linalg.vector_norm(weight.grad) for weight in weights if weight.grad is not None]
     return not norms or math.isfinite(torch.stack(norms).float().sum())
 
 
-def _some(names: list[str]) -> str:
-    """The first of them: what is logged or computed later may have caught it from them."""
+def _first_two(names: list[str]) -> str:
+    """Names the first two and counts the others, which come later and may only be consequences."""
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return ", ".join(names[:2]) + more

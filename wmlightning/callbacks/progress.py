@@ -1,4 +1,4 @@
-"""How far training is, in lines of text, where there is no terminal to draw a bar on."""
+"""`ProgressLines`: the progress of training as lines of text, for runs without a terminal."""
 
 import sys
 import time
@@ -9,55 +9,61 @@ from lightning.pytorch.callbacks import ProgressBar
 
 
 class ProgressLines(ProgressBar):
-    """Prints what a progress bar shows, every so often and when training ends, to stderr.
+    """Prints what a progress bar shows to stderr, at regular times and when training ends.
 
         update 540 of 2250 (2.1/s): episodes 17, env_steps 3400, return -861.7
 
     Args:
-        seconds: from one line to the next, at least.
+        seconds: least time from one line to the next.
     """
 
     def __init__(self, seconds: float = 15.0) -> None:
         super().__init__()
-        self.seconds, self.enabled = seconds, True
-        self._printed = self._began = (0.0, 0)
+        self.seconds = seconds
+        self.enabled = True
+        # Time and update of the last line and of the start.
+        self._last = (0.0, 0)
+        self._start = (0.0, 0)
 
     def disable(self) -> None:
-        """No more lines."""
+        """Stops printing."""
         self.enabled = False
 
     def enable(self) -> None:
-        """Lines again."""
+        """Starts printing again."""
         self.enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
-        self._printed = self._began = time.monotonic(), trainer.global_step
+        self._start = (time.monotonic(), trainer.global_step)
+        self._last = self._start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Prints a line if it is time."""
-        if time.monotonic() - self._printed[0] >= self.seconds:
-            self._line(trainer, pl_module, self._printed)
+        """Prints a line if enough time has passed."""
+        if time.monotonic() - self._last[0] >= self.seconds:
+            self._print_line(trainer, pl_module, self._last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prints where it came to, at the pace of the whole."""
-        self._line(trainer, pl_module, self._began)
+        """Prints the last line, with the mean speed of the whole fit."""
+        self._print_line(trainer, pl_module, self._start)
 
-    def _line(self, trainer: Trainer, pl_module: LightningModule, since: tuple[float, int]) -> None:
-        now = time.monotonic(), trainer.global_step
-        self._printed = now
+    def _print_line(self, trainer: Trainer, pl_module: LightningModule, since: tuple[float, int]) -> None:
+        """Prints a line whose speed is the mean since a time and update."""
+        now = (time.monotonic(), trainer.global_step)
+        self._last = now
         if not (self.enabled and trainer.is_global_zero):
             return
         end = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
-        pace = (now[1] - since[1]) / max(now[0] - since[0], 1e-9)
+        speed = (now[1] - since[1]) / max(now[0] - since[0], 1e-9)
         metrics = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
-        shown = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items())
-        print(f"update {now[1]}{end} ({pace:.3g}/s){': ' if shown else ''}{shown}", file=sys.stderr, flush=True)
+        text = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items())
+        print(f"update {now[1]}{end} ({speed:.3g}/s){': ' if text else ''}{text}", file=sys.stderr, flush=True)
 
 
 def _short(value: Any) -> str:
+    """A number in few digits; any other value as text."""
     if not isinstance(value, int | float):
         return str(value)
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"

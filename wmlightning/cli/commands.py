@@ -31,7 +31,7 @@ from wmlightning.pipeline.folder import claim_folder
 from wmlightning.pipeline.run import Step, read_result, run_pipeline
 from wmlightning.pipeline.tables import red
 from wmlightning.runtime import say
-from wmlightning.stages.requirements import rehearsal
+from wmlightning.stages.requirements import preflight
 from wmlightning.tools import data
 from wmlightning.tools.compare import verdict
 
@@ -73,13 +73,13 @@ def check_command(words: list[str]) -> None:
         call(words[0], words[1:], check_only=True)
 
 
-def rehearse(steps: list[Step]) -> None:
-    """Checks stages that are to be run one after another: a slip in the last must not cost the hours of the first.
+def preflight_steps(steps: list[Step]) -> None:
+    """Checks stages that will run one after another: a mistake in the last must not cost the hours of the first.
 
     Raises:
         ValueError: in one line that names the stage.
     """
-    with rehearsal():
+    with preflight():
         for step in steps:
             for words in step.commands:
                 try:
@@ -200,7 +200,7 @@ def run(args: list[str]) -> int:
             for words in step.commands:
                 print(f"wmlightning {shlex.join(words)}")
         return 0
-    rehearse([step for step in steps if read_result(out / step.name) is None])
+    preflight_steps([step for step in steps if read_result(out / step.name) is None])
     again = typed("wmlightning", "run", *args, *([] if given.out else ["--out", str(out)]))
     with claim_folder(out, pipeline):
         say(f"{out}: after a stop go on with: {again}")

@@ -30,8 +30,8 @@ from wmlightning.callbacks.stopping import StopTogether
 from wmlightning.cli.errors import one_line
 from wmlightning.pipeline.config import find_config, options, read_config, read_yaml
 from wmlightning.recipes import migrate
-from wmlightning.stages.checkpoints import check_continues, load
-from wmlightning.stages.requirements import check_there, promise
+from wmlightning.stages.checkpoints import check_resumable, load
+from wmlightning.stages.requirements import check_expected, expect
 from wmlightning.stages.stage import Stage
 
 ROOMS = ("distributions", "objectives", "dynamics", "environments", "policies", "stages", "pictures", "callbacks")
@@ -108,7 +108,7 @@ class CommandLine(LightningCLI):
     Args:
         args: the words after `wmlightning`, or after the command where `run` is false.
         run: whether to run the command, or only to build `model`, `datamodule` and `trainer`.
-        check: build what the words ask for, and run nothing. Inside a `rehearsal` the untrained stage of a fit then
+        check: build what the words ask for, and run nothing. During a `preflight` the untrained stage of a fit then
             stands in for the checkpoint that it will leave.
     """
 
@@ -168,7 +168,7 @@ class CommandLine(LightningCLI):
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         if self.model is not None and checkpoint and not self.check:
-            check_continues(self.model, checkpoint)
+            check_resumable(self.model, checkpoint)
         if self.model is None and checkpoint:
             self.model = load(checkpoint)
         if self.model is None:
@@ -185,22 +185,22 @@ class CommandLine(LightningCLI):
             )
         self.trainer = self.instantiate_trainer()
         if self.check:
-            self._rehearse()
+            self._preflight()
 
-    def _rehearse(self) -> None:
-        """Checks what can be checked without data, and promises what the command will leave."""
+    def _preflight(self) -> None:
+        """Checks what can be checked without data, and registers what the command will write."""
         if self.subcommand == "fit":
             self.model.configure_optimizers()
             self.model.check_parts()
             if isinstance(self.datamodule, EpisodeDataModule) and not hasattr(self.model, "environment"):
-                check_there(self.datamodule.path)
+                check_expected(self.datamodule.path)
             self.model.check_data(self.datamodule)
-            promise(LastCheckpoint.path(self.trainer), self.model)
+            expect(LastCheckpoint.path(self.trainer), self.model)
         elif self.subcommand == "test" and getattr(self.datamodule, "validation_fraction", None) == 0:
             raise ValueError("a test is made on what is held out but data.validation_fraction is 0: hold some out")
         for writer in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(writer, CodeWriter) and isinstance(self.datamodule, EpisodeDataModule):
-                writer.rehearse(self.model, self.datamodule.path)
+                writer.preflight(self.model, self.datamodule.path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer: logger and last checkpoint under `default_root_dir` (`runs/<stage>`), and the guards."""

@@ -1,4 +1,4 @@
-"""How far M foresees: the simplest guess it must beat, and its guesses several decisions ahead."""
+"""What a test of M compares: the likelihood of a Gaussian around the last code, and open-loop predictions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,24 +12,24 @@ from datamodules.episode import Batch
 from wmlightning.dynamics.mdn_rnn import MDNLSTM
 
 CONTEXT = 5
-"""Rows that M watches, at least, before it predicts them; fewer where a window is too short."""
+"""Least rows that M observes before a prediction starts; fewer where a window is too short."""
 STARTS = 4
-"""Rows of each window from which it predicts them, evenly spread."""
+"""Rows of each window from which predictions start, evenly spread."""
 DREAMS = 8
-"""Dreams from each such row; the mean over them is the predicted mean."""
+"""Dreams from each such row; their mean is the predicted mean."""
 
 
 class CopyBaseline:
-    """`Next code = this code`: a Gaussian at z[t] with a variance for each dimension, the same for every t.
+    """Predicts that the next code is the present one: a Gaussian at z[t], with one variance for each dimension.
 
         variance = E (z[t+1] - z[t])^2 = mean over pairs of  (mean[t+1] - mean[t])^2 + var[t+1] + var[t]
 
-    where mean and var are V's, so that the codes' own noise is counted exactly instead of drawn. Beside it stands the
-    mean KL of each dimension from the prior, which says how much V's codes tell there.
+    where mean and var are V's, so that the codes' own noise enters exactly instead of as samples. It also measures the
+    mean KL of each dimension from the prior: how much information V's codes hold there.
 
     Args:
         latent_size: numbers in a code.
-        device: where sums are kept.
+        device: of the sums.
     """
 
     def __init__(self, latent_size: int, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class CopyBaseline:
         self._counts = torch.zeros(2, 1, device=device, dtype=torch.float64)
 
     def update(self, embeds: Float[Tensor, "batch time embed"], is_first: Bool[Tensor, "batch time"]) -> None:
-        """Counts a batch of V's [mean, logvar] in; pairs across an episode's beginning do not count."""
+        """Adds a batch of V's [mean, logvar] to the sums; pairs across the beginning of an episode are left out."""
         mean, logvar = embeds.double().chunk(2, -1)
         var = logvar.exp()
         pair = ~is_first[:, 1:, None]
@@ -47,19 +47,19 @@ class CopyBaseline:
         self._sums += torch.stack([(squares * pair).sum((0, 1)), nats.sum((0, 1))])
         self._counts += self._counts.new_tensor([[pair.sum()], [is_first.numel()]])
 
-    def fit(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Sets `variance` and `kl`, with `over_ranks` averaging the sums over the processes."""
-        self.variance, self.kl = (over_ranks(self._sums) / over_ranks(self._counts)).float()
+    def fit(self, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Sets `variance` and `kl` from the sums, which `mean_over_ranks` averages over the processes."""
+        self.variance, self.kl = (mean_over_ranks(self._sums) / mean_over_ranks(self._counts)).float()
 
     def nll(self, codes: Float[Tensor, "batch time latent"]) -> Float[Tensor, "batch time"]:
-        """Nats per dimension of z[t] given z[t-1]; zero at t = 0, where nothing comes before."""
+        """Negative log-likelihood of z[t] given z[t-1], in nats per dimension; zero at t = 0, which has no z[t-1]."""
         squares = (codes[:, 1:] - codes[:, :-1]).square() / self.variance
         nats = 0.5 * (squares + self.variance.log() + math.log(2 * math.pi)).mean(-1)
         return functional.pad(nats, (1, 0))
 
     @property
     def informative(self) -> Bool[Tensor, "latent"]:
-        """The dimensions with a KL above 0.1 nats, or all of them where there is none."""
+        """The dimensions with a KL above 0.1 nats, or all dimensions if none has."""
         above = self.kl > 0.1
         return above if above.any() else torch.ones_like(above)
 
@@ -67,33 +67,34 @@ class CopyBaseline:
 def predictions_ahead(
     dynamics: MDNLSTM, embeds: Float[Tensor, "batch time embed"], batch: Batch, horizons: Sequence[int]
 ) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
-    """Predicts codes some decisions ahead, with the recorded actions, and copies them for comparison.
+    """Predicts codes several decisions ahead with the recorded actions, beside the code at the start.
 
         row           start     start + 1   ...  start + h
         action                  a[0]        ...  a[h-1]       recorded
-        code          watched   dreamt      ...  dreamt
+        code          observed  dreamt      ...  dreamt
 
-    Predictions start from a few rows of each window; those during which an episode ends are left out.
+    Predictions start from a few rows of each window; those across the end of an episode are left out.
 
     Args:
-        dynamics: the memory.
+        dynamics: M's dynamics.
         embeds: V's [mean, logvar].
-        batch: the windows that belong to them, of more rows than the furthest horizon.
+        batch: the windows they encode, of more rows than the furthest horizon.
         horizons: decisions ahead.
 
     Returns:
-        For each horizon the predicted mean, the code copied from the start and V's mean there, each (N, latent).
+        For each horizon the predicted mean, V's mean at the start, and V's mean at the horizon, each (N, latent).
     """
-    furthest, last = max(horizons), batch.shape[1] - 1 - max(horizons)
+    furthest = max(horizons)
+    last = batch.shape[1] - 1 - furthest
     starts = torch.linspace(min(CONTEXT, last), last, STARTS).round().long().unique().to(embeds.device)
     ahead = starts[:, None] + 1 + torch.arange(furthest, device=embeds.device)
     mean = embeds.chunk(2, -1)[0]
-    seen = slice(0, last + 1)
-    # V's means, not samples: copying has them too.
-    watched, _ = dynamics.observe(
-        embeds[:, seen], batch.action[:, seen], batch.is_first[:, seen], noise=torch.zeros_like(mean[:, seen])
+    past = slice(0, last + 1)
+    # Zero noise observes V's means, as the baseline copies V's means.
+    observed, _ = dynamics.observe(
+        embeds[:, past], batch.action[:, past], batch.is_first[:, past], noise=torch.zeros_like(mean[:, past])
     )
-    begin = watched[:, starts].flatten()
+    begin = observed[:, starts].flatten()
     actions = batch.action[:, ahead].flatten(0, 1).repeat(DREAMS, 1, 1)
     dream = dynamics.imagine(begin.map(lambda tensor: tensor.repeat(DREAMS, 1)), actions)
     guess = dynamics.mixture(dream.params).mean.unflatten(0, (DREAMS, -1)).mean(0)

@@ -1,4 +1,4 @@
-"""C of World Models: evolves a small controller, in the real environment or in its dream, on a frozen V and M."""
+"""C of World Models: evolves a small controller on a frozen V and M, in the real environment or in M's dream."""
 
 import warnings
 from collections.abc import Iterable
@@ -15,61 +15,61 @@ from wmlightning.networks.controller import Controller
 from wmlightning.optimizers.cmaes import CMAES
 from wmlightning.policies.latent import LatentPolicy
 from wmlightning.seeds import derive_seed
-from wmlightning.stages.checkpoints import loaded, warm_start
+from wmlightning.stages.checkpoints import resolve_stage, warm_start
 from wmlightning.stages.fitness import DreamFitness, RealFitness
 from wmlightning.stages.mdn_rnn import MDNRNN
-from wmlightning.stages.requirements import check_there
+from wmlightning.stages.requirements import check_expected
 from wmlightning.stages.stage import Stage
 from wmlightning.validation import at_least
 
 
 class CMAESController(Stage):
-    """Searches the parameters of a controller with CMA-ES; one training step is one generation.
+    """C: searches the parameters of a controller with CMA-ES; one training step is one generation.
 
         fitness of a candidate theta  =  mean over episodes of return  -  weight_decay * mean(theta^2)      (maximised)
 
-    Without a `dream`, candidates play in the real environment, with V and M once for all live environments. With one
-    they play inside M, population x episodes as one batch, and nothing real is seen; `evaluate` then measures how the
-    controller does in the real environment. Several processes share out a generation and tell the search the same
-    numbers, so that they find what one process finds. A generation is a function of (seed, generation); one that is
-    interrupted is played again from its start.
+    Without a `dream`, candidates play in the real environment, with one pass of V and M for all environments. With a
+    `dream`, they play inside M, population x episodes as one batch, and see nothing real; the command `evaluate` then
+    measures the controller in the real environment. Several processes divide the episodes of a generation and give the
+    search the same numbers, so the result is that of one process. A generation is a function of (seed, generation); an
+    interrupted one is played again from its start.
 
-    The distribution's mean is the module's `controller`. Every `evaluate_every` generations the mean plays episodes of
-    its own, where the generations are played and always the same ones, and the best mean so far is kept beside it.
+    The distribution's mean is the module's `controller`. Every `evaluate_every` generations the mean plays evaluation
+    episodes, in the same environment or dream and with the same seeds each time, and the best mean so far is kept.
     CMA-ES explores by its population and adds no noise to actions, so `policy(explore=True)` is the present mean and
-    `policy(explore=False)` the best mean that was evaluated, or the present one where none has been.
+    `policy(explore=False)` the best evaluated mean, or the present one before the first evaluation.
 
     Logged per generation, against environment steps: `controller/fitness_best`, `fitness_mean`, `return_mean`, `sigma`,
-    `generation`, `env_steps` (real ones in training), and where the mean was evaluated `evaluated_return`. In a dream,
-    `dream_steps` too, against which all is logged, and `dream_return`, the last evaluation, as a result of the fit.
+    `generation`, `env_steps` (real ones in training), and at evaluations `evaluated_return`. In a dream the x axis is
+    `dream_steps`, which is logged too, and `dream_return`, the last evaluation, is a result of the fit.
 
     Args:
-        model: V and M, or the path of M's checkpoint. Frozen; its weights travel in C's checkpoint.
-        environment: the real environment: where `evaluate` plays, and what actions are like.
-        dream: evolve inside M, in such dreams; null for the real environment.
-        start: checkpoint of an earlier controller, whose mean the search begins at; null begins at zero. V, M and sigma
-            are this run's own.
-        features: what the controller sees: "z", "zh" or "zch".
+        model: M with its V, or the path of M's checkpoint. Frozen; C's checkpoint contains its weights.
+        environment: the real environment, in which `evaluate` plays, and whose actions C chooses.
+        dream: rules of the dreams in which C evolves; null evolves it in the real environment.
+        start: checkpoint of an earlier controller, whose mean the search starts from; null starts from zero. V, M and
+            sigma are not taken from it.
+        features: inputs of the controller: "z", "zh" or "zch".
         hidden_size: units of the controller's hidden layer; 0 for none.
         bias: whether the controller's layers have biases.
         population: candidates per generation.
         episodes: episodes a candidate plays per generation.
-        sigma: first standard deviation of the parameters.
-        weight_decay: punishes large parameters; the authors' code has its sign the other way round.
+        sigma: initial standard deviation of the parameters.
+        weight_decay: penalty on large parameters; the authors' code has the opposite sign.
         seeds: seeds of a generation's episodes: "shared" gives every candidate the same ones, "antithetic" gives
-            candidates i and i + population / 2 the same ones (as the authors do), "independent" never repeats one. The
-            same seed is the same track, or the same first frame and noise.
+            candidates i and i + population / 2 the same ones (as the authors do), "independent" never repeats one.
+            Episodes with the same seed have the same track, or the same first frame and noise.
         generations_per_epoch: generations in an epoch.
         evaluate_every: generations between evaluations of the mean; 0 for none.
         evaluation_episodes: episodes in such an evaluation (the paper: 1,024).
-        num_envs: real environments side by side in each process, where generations are played in them; results do not
-            depend on it beyond rounding.
-        num_workers: worker processes for them, in each process; 0 keeps them in this one.
-        seed: names candidates, environments and noise.
+        num_envs: real environments in each process, stepped as one batch; not used in a dream. Results depend on it
+            only by rounding.
+        num_workers: worker processes for them, in each process; 0 steps them in the process itself.
+        seed: seed of candidates, environments and noise.
 
     Raises:
-        ValueError: if a number is out of its range, the environment's actions are not those M knows, seeds are
-            antithetic and the population odd, M lacks a head that the dream needs, or `start` holds another kind of
+        ValueError: if a number is out of range, the environment's actions have another size than M's, seeds are
+            antithetic and the population odd, M lacks a head that the dream needs, or `start` does not hold such a
             controller.
 
     Source: Ha and Schmidhuber 2018, sections 2.4 and 4 and appendix; their released code (carracing/train.py), which
@@ -111,19 +111,26 @@ class CMAESController(Stage):
         at_least(0, evaluate_every=evaluate_every, num_workers=num_workers)
         at_least(0, hidden_size=hidden_size, weight_decay=weight_decay)
         self.automatic_optimization = False
-        self.model: MDNRNN = loaded(model, MDNRNN)
-        # The recipe must not depend on a path: the checkpoint alone rebuilds V and M too.
+        self.model: MDNRNN = resolve_stage(model, MDNRNN)
+        # The recipe holds M itself instead of a path, so that the checkpoint alone rebuilds V and M too.
         self.__dict__["_arguments"]["model"] = self.model
         self.model.requires_grad_(False).eval()
-        memory = self.model.dynamics
-        sizes = memory.latent_size, memory.hidden_size, memory.action_size
-        self.controller = Controller(features, *sizes, hidden_size, bias)
+        dynamics = self.model.dynamics
+        self.controller = Controller(
+            features, dynamics.latent_size, dynamics.hidden_size, dynamics.action_size, hidden_size, bias
+        )
         if start is not None:
             warm_start(self, start, ("controller",))
-        self.environment, self.dream = environment, dream
-        self.population, self.episodes, self.sigma, self.weight_decay = population, episodes, sigma, weight_decay
-        self.seeds, self.generations_per_epoch = seeds, generations_per_epoch
-        self.evaluate_every, self.evaluation_episodes = evaluate_every, evaluation_episodes
+        self.environment = environment
+        self.dream = dream
+        self.population = population
+        self.episodes = episodes
+        self.sigma = sigma
+        self.weight_decay = weight_decay
+        self.seeds = seeds
+        self.generations_per_epoch = generations_per_epoch
+        self.evaluate_every = evaluate_every
+        self.evaluation_episodes = evaluation_episodes
         self.register_buffer("theta_best", self.controller.theta.detach().clone())
         self.register_buffer("return_best", torch.tensor(float("-inf"), dtype=torch.float64))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
@@ -136,31 +143,31 @@ class CMAESController(Stage):
             self.register_buffer("dream_return", torch.tensor(float("nan"), dtype=torch.float64))
 
     def train(self, mode: bool = True) -> "CMAESController":
-        """Sets the mode of everything but V and M, which stay in evaluation mode."""
+        """Sets the mode of all parts except V and M, which stay in evaluation mode."""
         super().train(mode)
         self.model.eval()
         return self
 
     @property
     def steps_played(self) -> Tensor:
-        """Steps in training so far, real or dreamt: what curves have on their x axis."""
-        return getattr(self, self.fitness.counter)
+        """Steps in training so far, real or dreamt: the x axis of this stage's curves."""
+        return getattr(self, self.fitness.steps_buffer)
 
     def policy(self, explore: bool = False) -> LatentPolicy:
-        """The present mean, or, without exploring, the best mean that was evaluated."""
+        """Returns the policy of the present mean, or, without exploring, of the best evaluated mean."""
         evaluated = bool(torch.isfinite(self.return_best))
         theta = self.theta_best if evaluated and not explore else self.controller.theta
         return self._policy_of(theta.detach().clone()[None])
 
     def configure_optimizers(self) -> CMAES:
-        """The search, an optimizer whose one step is one generation."""
+        """Builds the search, an optimizer whose one step is one generation."""
         return CMAES(self.controller.parameters(), self.sigma, self.population, self.seed)
 
     def train_dataloader(self) -> Loader:
-        """Numbers of generations; there is no data to load."""
+        """Returns a loader of indices in the epoch, one for each generation; there are no data."""
 
         def plan() -> tuple[Any, Iterable[int]]:
-            # As in EpisodeDataModule: after a checkpoint of an epoch's end, nothing is left of that epoch.
+            # As in EpisodeDataModule: after a checkpoint of an epoch's end, no batch of that epoch is left.
             progress = self.trainer.fit_loop.epoch_loop.batch_progress
             limit = min(self.generations_per_epoch, int(self.trainer.num_training_batches))
             return int, range(max(0, limit - progress.current.ready))
@@ -168,23 +175,25 @@ class CMAESController(Stage):
         return Loader(plan, self.generations_per_epoch)
 
     def training_step(self, batch: int, batch_idx: int) -> None:
-        """Plays, ranks and tells one generation; evaluates the mean when it is due."""
+        """Plays one generation, updates the search, and evaluates the mean when that is due."""
         optimizer: Any = self.optimizers()
         search = cast(CMAES, optimizer.optimizer)
-        generation, candidates = search.generation + 1, search.ask()
-        evaluated = None
+        generation = search.generation + 1
+        candidates = search.ask()
+        evaluated_return = None
         try:
-            episodes, steps = self.fitness.play(candidates, self.generation_seeds(search.generation), self.trainer)
-            returns = episodes.mean(1)
+            seeds = self.generation_seeds(search.generation)
+            episode_returns, steps = self.fitness.play(candidates, seeds, self.trainer)
+            returns = episode_returns.mean(1)
             fitness = returns - self.weight_decay * candidates.square().mean(1)
             if self.evaluate_every and generation % self.evaluate_every == 0:
-                evaluated = self._evaluate(search.mean_after(-fitness))
+                evaluated_return = self._evaluate(search.mean_after(-fitness))
         except BaseException:
             self.fitness.close()
             raise
-        # Only from here on does anything change, so that an interrupted generation leaves no trace.
+        # State changes only after this line, so that an interrupted generation changes nothing.
         self.steps_played.add_(steps.sum())
-        # Lightning strips a closure of its arguments, and counts the step.
+        # Lightning calls a closure without arguments, and counts the step.
         optimizer.step(lambda: -fitness)
         quantities = {
             "fitness_best": fitness.max(),
@@ -193,27 +202,27 @@ class CMAESController(Stage):
             "sigma": search.sigma,
             "generation": float(generation),
             "env_steps": self.env_steps.double(),
-            self.fitness.counter: self.steps_played.double(),
+            self.fitness.steps_buffer: self.steps_played.double(),
         }
         named = {f"controller/{name}": value for name, value in quantities.items()}
         self.log_dict(named, on_step=True, on_epoch=False)
         self.log("step", self.steps_played.double(), on_step=True, on_epoch=False)
-        if evaluated is not None:
-            self._note_evaluation(evaluated)
+        if evaluated_return is not None:
+            self._record_evaluation(evaluated_return)
 
     def on_fit_start(self) -> None:
-        """Makes ready to play, and silences two warnings of Lightning that are false alarms here."""
-        # V and M rest in evaluation mode on purpose; a checkpoint after the step is the one that continues exactly.
+        """Prepares to play, and silences two warnings of Lightning that do not apply here."""
+        # V and M stay in evaluation mode on purpose; and a checkpoint after the step is the one that resumes exactly.
         warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training")
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         self.check_parts()
         self.fitness.prepare()
 
     def on_fit_end(self) -> None:
-        """Closes the environments; what the mean last came to in the dream is a result of the fit."""
+        """Closes the environments, and makes the last `dream_return` a result of the fit."""
         self.fitness.close()
         if self.dream is not None and bool(self.dream_return.isfinite()):
-            # Not by `self.log`: a resumed fit may have nothing left to play.
+            # Without `self.log`: a resumed fit may have no generation left that could log it.
             self.trainer.callback_metrics["controller/dream_return"] = self.dream_return.clone()
 
     def teardown(self, stage: str) -> None:
@@ -221,19 +230,19 @@ class CMAESController(Stage):
         self.fitness.close()
 
     def generation_seeds(self, generation: int) -> list[int]:
-        """Environment seeds of a generation, candidate by candidate; always even, evaluation's are odd."""
+        """Environment seeds of a generation, candidate by candidate; all even, while those of evaluations are odd."""
         period = {"shared": 1, "antithetic": self.population // 2, "independent": self.population}[self.seeds]
         groups = [candidate % period for candidate in range(self.population)]
         return [derive_seed(self.seed, generation, group, k) & ~1 for group in groups for k in range(self.episodes)]
 
     def evaluation_seeds(self) -> list[int]:
-        """Environment seeds of an evaluation: all different, and never met in training."""
-        # The number itself may be that of the first episode collected.
+        """Environment seeds of an evaluation: all different, and none of them used in training."""
+        # Without the + 2, the first one could be the seed of the first collected episode.
         first = (derive_seed(self.seed) | 1) + 2
         return [(first + 2 * k) % 2**32 for k in range(self.evaluation_episodes)]
 
     def dreamt_returns(self, seeds: list[int], explore: bool = False) -> np.ndarray:
-        """What `policy(explore)` comes to in the dream: one return for each seed, in this process.
+        """Plays `policy(explore)` in the dream, in this process, and returns the return for each seed.
 
         Raises:
             ValueError: if the controller has no dream, or was never trained in it.
@@ -245,30 +254,35 @@ class CMAESController(Stage):
     def _evaluate(self, theta: Tensor) -> float:
         return float(self.fitness.play(theta[None], self.evaluation_seeds(), self.trainer)[0].mean())
 
-    def _note_evaluation(self, mean_return: float) -> None:
+    def _record_evaluation(self, mean_return: float) -> None:
         if mean_return > self.return_best:
             self.return_best.fill_(mean_return)
             self.theta_best.copy_(self.controller.theta.detach())
         if self.dream is not None:
             self.dream_return.fill_(mean_return)
-        # For callbacks. In the log Lightning would repeat it until the end of the epoch, so that goes by another way.
+        # For callbacks alone: Lightning would repeat it in loggers until the epoch ends, so loggers get it below.
         self.log("controller/evaluated_return", mean_return, logger=False, on_step=True, on_epoch=False)
         for logger in self.loggers:
             logger.log_metrics({"controller/evaluated_return": mean_return}, step=int(self.steps_played))
 
     def check_parts(self) -> None:
-        """The environment must suit C, and dreams have somewhere to begin."""
+        """Checks that the environment fits M, and that dreams will find their first frames."""
         if self.dream is not None and self.dream.starts is not None:
-            check_there(self.dream.starts)
+            check_expected(self.dream.starts)
         self.check_environment(self.environment)
 
     def check_environment(self, environment: EnvFactory) -> None:
-        """Refuses an environment whose actions are not those that M was trained on; ValueError."""
-        size, known = environment.spec.action_size, self.model.dynamics.action_size
-        if size != known:
+        """Checks that an environment's actions are those that M was trained on.
+
+        Raises:
+            ValueError: if they have another size.
+        """
+        size = environment.spec.action_size
+        model_size = self.model.dynamics.action_size
+        if size != model_size:
             raise ValueError(
-                f"the environment's actions have {size} numbers but M was trained on {known}: give C the environment "
-                "that M's episodes came from"
+                f"the environment's actions have {size} numbers but M was trained on {model_size}: give C the "
+                "environment that M's episodes came from"
             )
 
     def _policy_of(self, candidates: Tensor) -> LatentPolicy:

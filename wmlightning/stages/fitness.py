@@ -1,8 +1,8 @@
-"""How a generation of controllers is played: in the real environment, or wholly inside a dream.
+"""Fitness of a generation of controllers: returns of episodes in the real environment, or in dreams.
 
-Both ways keep one promise, `play`: they are given candidates and the seeds of each one's episodes, and say what every
-episode came to. What is played depends on candidates and seeds alone, and several processes share it out without a
-trace in the result.
+`RealFitness` and `DreamFitness` have one interface: `play` takes candidates and the environment seeds of their episodes
+and returns the return and the steps of every episode. What is played depends on candidates and seeds alone; several
+processes divide the episodes, and the result does not depend on how many they are.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,28 +24,31 @@ from wmlightning.environments.rollout import rollout
 from wmlightning.policies.latent import LatentPolicy
 from wmlightning.seeds import derive_seed
 
-TOGETHER = {"cpu": 512, "cuda": 1024}
-"""Dreamers in one batch. A fixed number, so that every batch rounds alike however many processes share them out; on a
-CPU it is small enough for the cache, on a GPU large enough to hide what launching kernels costs."""
-LOOK_EVERY = 8
-"""Steps between two looks at who still dreams."""
-WORTH_IT = 0.8
-"""Those who dream on are gathered into a smaller batch when it is at most this part of the present one."""
+DREAMS_PER_BATCH = {"cpu": 512, "cuda": 1024}
+"""Dreams in one batch. A fixed number, so that a batch rounds alike however many processes divide the dreams: on a CPU
+small enough for the cache, on a GPU large enough to hide the cost of launching kernels."""
+COMPACT_EVERY = 8
+"""Steps between two checks of how many dreams of a batch have ended."""
+COMPACT_BELOW = 0.8
+"""The unfinished dreams move to a smaller batch if its size is at most this fraction of the present one."""
 
 Scores = tuple[Float[Tensor, "population episodes"], Int[Tensor, "population episodes"]]
 
 
 class RealFitness:
-    """Plays candidates in the real environment, V and M once for all of them.
+    """Plays candidates in the real environment, with one pass of V and M for all of them.
+
+    Attributes:
+        steps_buffer: buffer of the stage that counts the steps played here.
 
     Args:
         environment: where to play.
-        num_envs: environments side by side in each process.
-        num_workers: worker processes for them, in each process; 0 keeps them in this one.
+        num_envs: environments in each process, stepped as one batch.
+        num_workers: worker processes for them, in each process; 0 steps them in the process itself.
         policy_of: makes the policy of some candidates, (P, n).
     """
 
-    counter = "env_steps"
+    steps_buffer = "env_steps"
 
     def __init__(
         self,
@@ -54,12 +57,14 @@ class RealFitness:
         num_workers: int,
         policy_of: Callable[[Tensor], LatentPolicy],
     ) -> None:
-        self.environment, self.num_envs, self.num_workers = environment, num_envs, num_workers
+        self.environment = environment
+        self.num_envs = num_envs
+        self.num_workers = num_workers
         self.policy_of = policy_of
         self.envs: Any = None
 
     def prepare(self) -> None:
-        """Nothing: environments are opened when they are first played in."""
+        """Does nothing: `play` opens the environments."""
 
     def play(self, candidates: Float[Tensor, "population size"], seeds: list[int], trainer: Trainer) -> Scores:
         """Plays every candidate's episodes.
@@ -67,7 +72,7 @@ class RealFitness:
         Args:
             candidates: parameter vectors, (P, n).
             seeds: environment seeds, candidate by candidate, P * E of them.
-            trainer: says which process this is, and whether to stop.
+            trainer: gives the rank and number of processes, and says whether to stop.
 
         Returns:
             Returns, float64 (P, E), and environment steps, int64 (P, E), of all processes.
@@ -77,24 +82,27 @@ class RealFitness:
         """
         if self.envs is None:
             self.envs = self.environment.vector(self.num_envs, self.num_workers)
-        policy, episodes = self.policy_of(candidates), len(seeds) // len(candidates)
-        share = range(trainer.global_rank, len(seeds), trainer.world_size)
+        policy = self.policy_of(candidates)
+        episodes = len(seeds) // len(candidates)
+        own_episodes = range(trainer.global_rank, len(seeds), trainer.world_size)
         results = rollout(
             self.envs,
             policy,
-            [seeds[job] for job in share],
+            [seeds[episode] for episode in own_episodes],
             begin=lambda jobs: policy.begin(
-                [share[j] // episodes for j in jobs], [derive_seed(seeds[share[j]], 1) for j in jobs]
+                [own_episodes[job] // episodes for job in jobs],
+                [derive_seed(seeds[own_episodes[job]], 1) for job in jobs],
             ),
             should_stop=lambda: trainer.received_sigterm,
         )
-        if len(results) < len(share):
-            # As Lightning does between batches: the last finished generation is saved, this one will be played again.
+        if len(results) < len(own_episodes):
+            # As Lightning does between batches: it saves the last finished generation, and this one is played again.
             raise SIGTERMException
         scores = torch.zeros(2, len(seeds), dtype=torch.float64)
-        for job, result in zip(share, results, strict=True):
-            scores[0, job], scores[1, job] = result.total_reward, result.env_steps
-        return _of_all(scores.view(2, len(candidates), episodes), trainer)
+        for episode, result in zip(own_episodes, results, strict=True):
+            scores[0, episode] = result.total_reward
+            scores[1, episode] = result.env_steps
+        return _sum_over_ranks(scores.view(2, len(candidates), episodes), trainer)
 
     def close(self) -> None:
         """Closes the environments."""
@@ -104,32 +112,37 @@ class RealFitness:
 
 
 class DreamFitness(nn.Module):
-    """Plays candidates in the dream of a world model: population x episodes as one batch, nothing real.
+    """Plays candidates in the dreams of a world model: population x episodes as one batch, without an environment.
 
-    Starts and noise belong to a candidate's seeds, not to the candidate: those with the same seeds begin at the same
-    frames and meet the same noise at every step. The first frames that dreams begin at are part of the checkpoint.
-    Nothing is kept of a step but sums, so memory does not grow with the length of dreams.
+    First frames and noise are functions of a candidate's seeds, not of the candidate: candidates with the same seeds
+    have the same first frames and the same noise at every step. The checkpoint contains the first frames. Each step
+    only adds to sums, so memory does not grow with the length of dreams.
+
+    Attributes:
+        steps_buffer: buffer of the stage that counts the steps dreamt here.
+        starts: embeds of the first frames of dreams, (frames, embed); empty before `prepare`.
 
     Args:
-        dream: what the dream is like.
+        dream: the rules of the dreams.
         model: a `LatentModel`.
         controller: has `act_together(candidates, features)`, see `networks.controller.Controller`.
-        environment: says whether actions are discrete: then the largest output acts, one-hot.
+        environment: says whether actions are discrete: then the action is the largest output, one-hot.
     """
 
-    counter = "dream_steps"
+    steps_buffer = "dream_steps"
     starts: Tensor
 
     def __init__(self, dream: DreamRules, model: Any, controller: Any, environment: EnvFactory) -> None:
         super().__init__()
         dream.check(model)
-        self.dream, self.environment = dream, environment
-        # In a tuple, so that they become no part of this module.
+        self.dream = dream
+        self.environment = environment
+        # In a tuple, so that they are not registered as submodules.
         self._parts = model, controller
         self.register_buffer("starts", torch.zeros(0, 0))
 
     def prepare(self) -> None:
-        """Reads the first frames, unless a checkpoint has brought them.
+        """Reads the first frames, unless they came with a checkpoint.
 
         Raises:
             ValueError: if there are none, or another V wrote their codes.
@@ -142,141 +155,171 @@ class DreamFitness(nn.Module):
     ) -> Scores:
         """Plays every candidate's episodes; arguments and result as in `RealFitness.play`, with dreamt steps.
 
-        Without a trainer all of it is played in this process.
+            seeds (P, E)             1 2 3     candidates 0 and 2 have the same row of seeds,
+                                     4 5 6     so they are one group and read the same noise
+                                     1 2 3
+            seed_groups (G, E)       1 2 3     noise and first states have G * E rows: row group[p] * E + e
+                                     4 5 6     belongs to episode e of candidate p
+
+        Without a trainer this process plays all of them.
         """
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         if not len(self.starts):
             raise ValueError("this controller has no first frames to begin a dream at: train it in its dream first")
         table = np.array(seeds).reshape(len(candidates), -1)
-        groups, group = np.unique(table, axis=0, return_inverse=True)
+        seed_groups, group = np.unique(table, axis=0, return_inverse=True)
         scores = torch.zeros(2, *table.shape, dtype=torch.float64)
-        batches = list(_batches(table.shape, TOGETHER.get(self.starts.device.type, 1024)))[rank::world]
+        parts = list(_split(table.shape, DREAMS_PER_BATCH.get(self.starts.device.type, 1024)))[rank::world]
         with torch.inference_mode():
             generator = torch.Generator(self.starts.device)
-            generator.manual_seed(derive_seed(*groups.reshape(-1).tolist()))
+            generator.manual_seed(derive_seed(*seed_groups.reshape(-1).tolist()))
             model, _ = self._parts
-            begun = begin_anywhere(model, self.dream, self.starts, groups.size, generator)
-            dreamers, theta = [], candidates.to(self.starts)
-            for which, when in batches:
-                place = group.reshape(-1)[which, None] * table.shape[1] + np.arange(table.shape[1])[when]
-                dreamers.append(_Dreamers(self, theta[which], torch.from_numpy(place).to(generator.device), begun))
-            dreaming = dreamers
+            first_states = begin_anywhere(model, self.dream, self.starts, seed_groups.size, generator)
+            theta = candidates.to(self.starts)
+            batches = []
+            for rows, columns in parts:
+                noise_row = group.reshape(-1)[rows, None] * table.shape[1] + np.arange(table.shape[1])[columns]
+                noise_row = torch.from_numpy(noise_row).to(generator.device)
+                batches.append(_DreamBatch(self, theta[rows], noise_row, first_states))
+            unfinished = batches
             for step in range(1, self.dream.max_steps + 1):
                 if trainer is not None and trainer.received_sigterm:
                     raise SIGTERMException
-                # Every process draws all of it, whatever its own share needs.
-                noise = model.dynamics.imagine_noise(groups.size, generator)
-                for some in dreaming:
-                    some.step(noise)
-                if step % LOOK_EVERY == 0:
-                    dreaming = [some for some in dreaming if some.gather()]
-                    if not dreaming:
+                # Every process draws all of the noise, so that each dream has its own whichever process plays it.
+                noise = model.dynamics.imagine_noise(seed_groups.size, generator)
+                for batch in unfinished:
+                    batch.step(noise)
+                if step % COMPACT_EVERY == 0:
+                    unfinished = [batch for batch in unfinished if batch.compact()]
+                    if not unfinished:
                         break
-            for (which, when), some in zip(batches, dreamers, strict=True):
-                scores[0, which, when], scores[1, which, when] = some.scores()
-        return _of_all(scores, trainer)
+            for (rows, columns), batch in zip(parts, batches, strict=True):
+                scores[0, rows, columns], scores[1, rows, columns] = batch.scores()
+        return _sum_over_ranks(scores, trainer)
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Does nothing: no environment is open."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        if f"{prefix}starts" in state_dict:  # of as many as there were
+        if f"{prefix}starts" in state_dict:
+            # There may be any number of first frames.
             self.starts = torch.empty_like(state_dict[f"{prefix}starts"], device=self.starts.device)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class _Dreamers:
-    """Some candidates' dreams, laid out (candidates, episodes); rows of those that are over are given up in time.
+class _DreamBatch:
+    """Dreams of some candidates as one batch of shape (candidates, episodes), which shrinks while dreams end.
 
-        slot     whose episode a row dreams; the last number, one too many, is nobody's
-        live     whether it still counts
-        place    which row of the noise it meets
+    Beside the states, every dream of the batch has:
+
+        episode      index of its episode among all of these candidates' episodes, where returns and steps add up; the
+                     index one past the last is that of padding
+        alive        whether the dream has not ended, and is not padding
+        noise_row    its row of the noise and of the first states
 
     Args:
-        games: dream, model and controller.
+        fitness: has the rules of the dreams, the model and the controller.
         theta: the candidates' parameters, (P, n).
-        place: where in the noise, and among the states begun, each episode stands, int64 (P, E).
-        begun: first states.
+        noise_row: int64 (P, E).
+        first_states: of all seeds.
     """
 
     def __init__(
-        self, games: DreamFitness, theta: Tensor, place: Int[Tensor, "candidates episodes"], begun: State
+        self, fitness: DreamFitness, theta: Tensor, noise_row: Int[Tensor, "candidates episodes"], first_states: State
     ) -> None:
-        self.fitness, self.theta, self.shape = games, theta, tuple(place.shape)
-        device, self.nobody = place.device, place.numel()
-        self.returns = torch.zeros(self.nobody + 1, dtype=torch.float64, device=device)
-        self.steps = torch.zeros(self.nobody + 1, dtype=torch.int64, device=device)
-        self.slot = torch.arange(self.nobody, device=device).view(self.shape)
-        self.live = torch.ones(self.shape, dtype=torch.bool, device=device)
-        self.place, self.state = place.reshape(-1), begun[place.reshape(-1)]
-        self._lay_out(*_full_rows(*self.shape))
+        self.fitness = fitness
+        self.theta = theta
+        self.shape = tuple(noise_row.shape)
+        self.padding = noise_row.numel()
+        device = noise_row.device
+        self.returns = torch.zeros(self.padding + 1, dtype=torch.float64, device=device)
+        self.steps = torch.zeros(self.padding + 1, dtype=torch.int64, device=device)
+        self.episode = torch.arange(self.padding, device=device).view(self.shape)
+        self.alive = torch.ones(self.shape, dtype=torch.bool, device=device)
+        self.noise_row = noise_row.reshape(-1)
+        self.state = first_states[self.noise_row]
+        self._move_to(*_aligned_shape(*self.shape))
 
     def step(self, noise: tuple[Tensor, ...]) -> None:
-        """One step of every dream."""
+        """Makes one step of every dream."""
         model, controller = self.fitness._parts
         features = self.state.features
-        action = controller.act_together(self.theta, features.view(*self.live.shape, -1)).flatten(0, 1)
+        action = controller.act_together(self.theta, features.view(*self.alive.shape, -1)).flatten(0, 1)
         if self.fitness.environment.spec.discrete:
             action = functional.one_hot(action.argmax(-1), action.shape[-1]).to(action.dtype)
-        mine = tuple(part[self.place] for part in noise)
-        self.state, reward, over = self.fitness.dream.step(model, self.state, action, mine)
-        live, slot = self.live.view(-1), self.slot.view(-1)
-        self.returns.index_add_(0, slot, torch.where(live, reward, 0.0).double())
-        self.steps.index_add_(0, slot, live.long())
-        live &= ~over
+        own_noise = tuple(part[self.noise_row] for part in noise)
+        self.state, reward, over = self.fitness.dream.step(model, self.state, action, own_noise)
+        alive = self.alive.view(-1)
+        episode = self.episode.view(-1)
+        self.returns.index_add_(0, episode, torch.where(alive, reward, 0.0).double())
+        self.steps.index_add_(0, episode, alive.long())
+        alive &= ~over
 
-    def gather(self) -> bool:
-        """Moves those who dream on into a smaller batch, where that is worth it; whether there are any."""
-        counts = self.live.sum(1)
-        candidates, episodes = int((counts > 0).sum()), int(counts.max())
+    def compact(self) -> bool:
+        """Moves the unfinished dreams to a smaller batch if that saves enough; returns whether there are any."""
+        counts = self.alive.sum(1)
+        candidates = int((counts > 0).sum())
+        episodes = int(counts.max())
         if candidates:
-            # One candidate alone would be another kind of matrix product.
-            shape = _full_rows(max(candidates, min(2, self.shape[0])), episodes)
-            if shape[0] * shape[1] <= WORTH_IT * self.live.numel():
-                self._lay_out(*shape)
+            # At least two, because a product with one candidate's matrix is computed, and rounded, in another way.
+            shape = _aligned_shape(max(candidates, min(2, self.shape[0])), episodes)
+            if shape[0] * shape[1] <= COMPACT_BELOW * self.alive.numel():
+                self._move_to(*shape)
         return candidates > 0
 
     def scores(self) -> tuple[Tensor, Tensor]:
-        """Returns and steps, (P, E)."""
+        """Returns the returns and the steps of all episodes, each (P, E)."""
         return self.returns[:-1].view(self.shape), self.steps[:-1].view(self.shape)
 
-    def _lay_out(self, candidates: int, episodes: int) -> None:
-        counts = self.live.sum(1)
+    def _move_to(self, candidates: int, episodes: int) -> None:
+        """Copies the unfinished dreams into a batch of this shape, those of each candidate side by side.
+
+            4 x 3    A . A         2 x 2    A A
+                     . . .                  C .
+                     . C .
+                     . . .
+
+        A and C are unfinished dreams of two candidates; a dot is a dream that has ended, or padding.
+        """
+        counts = self.alive.sum(1)
         kept = functional.pad(counts.nonzero()[:, 0], (0, candidates))[:candidates]
-        full = torch.arange(candidates, device=kept.device) < (counts > 0).sum()
+        is_candidate = torch.arange(candidates, device=kept.device) < (counts > 0).sum()
         column = torch.arange(episodes, device=kept.device)
-        first_live = self.live.byte().sort(dim=1, descending=True, stable=True).indices[kept]
-        row = kept[:, None] * self.live.shape[1] + first_live[:, column.clamp(max=self.live.shape[1] - 1)]
-        self.live = full[:, None] & (column < counts[kept, None])
-        row = torch.where(self.live, row, 0).view(-1)
-        self.slot = torch.where(self.live, self.slot.view(-1)[row].view_as(self.live), self.nobody)
-        self.place, self.state, self.theta = self.place[row], self.state[row], self.theta[kept]
+        alive_first = self.alive.byte().sort(dim=1, descending=True, stable=True).indices[kept]
+        source = kept[:, None] * self.alive.shape[1] + alive_first[:, column.clamp(max=self.alive.shape[1] - 1)]
+        self.alive = is_candidate[:, None] & (column < counts[kept, None])
+        source = torch.where(self.alive, source, 0).view(-1)
+        self.episode = torch.where(self.alive, self.episode.view(-1)[source].view_as(self.alive), self.padding)
+        self.noise_row = self.noise_row[source]
+        self.state = self.state[source]
+        self.theta = self.theta[kept]
 
 
-def _batches(shape: tuple[int, ...], together: int) -> Iterator[tuple[slice, slice]]:
-    """Cuts (candidates, episodes) into parts of at most so many dreamers, whole candidates where they fit."""
+def _split(shape: tuple[int, ...], limit: int) -> Iterator[tuple[slice, slice]]:
+    """Cuts (candidates, episodes) into parts of at most `limit` dreams, of whole candidates where they fit."""
     population, episodes = shape
-    wide = min(episodes, together)
-    high = together // wide
-    for first in range(0, population, high):
-        for start in range(0, episodes, wide):
-            yield slice(first, first + high), slice(start, start + wide)
+    columns = min(episodes, limit)
+    rows = limit // columns
+    for first in range(0, population, rows):
+        for start in range(0, episodes, columns):
+            yield slice(first, first + rows), slice(start, start + columns)
 
 
-def _full_rows(candidates: int, episodes: int) -> tuple[int, int]:
-    """The smallest layout with room for so many whose rows are a multiple of 8.
+def _aligned_shape(candidates: int, episodes: int) -> tuple[int, int]:
+    """The smallest shape that holds so many dreams and has a multiple of 8 of them.
 
-    Then a row of a matrix product rounds the same whoever stands beside it (as in `policies.latent`).
+    Then a row of a matrix product is rounded in the same way whatever the other rows are (as in `policies.latent`).
     """
     shapes = []
-    for high in range(candidates, candidates + 8):
-        unit = 8 // gcd(high, 8)
-        shapes.append((high, -(-episodes // unit) * unit))
+    for rows in range(candidates, candidates + 8):
+        unit = 8 // gcd(rows, 8)
+        shapes.append((rows, -(-episodes // unit) * unit))
     return min(shapes, key=lambda shape: shape[0] * shape[1])
 
 
-def _of_all(scores: Tensor, trainer: Trainer | None) -> Scores:
+def _sum_over_ranks(scores: Tensor, trainer: Trainer | None) -> Scores:
+    """Joins the scores of all processes, each of which has zeros where another one played."""
     if trainer is not None and trainer.world_size > 1:
-        # Every number is added to zeros only, so that no rounding depends on the number of processes.
+        # A number plus zeros is exact: the number of processes changes no rounding.
         scores = cast(Tensor, trainer.strategy.reduce(scores.to(trainer.strategy.root_device), reduce_op="sum")).cpu()
     return scores[0], scores[1].long()

@@ -1,4 +1,4 @@
-"""What M may predict beside the next code: reward, the episode's end, the next action."""
+"""`MemoryHeads`: what M can predict besides the next code, which is the reward, the episode's end, the next action."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from wmlightning.networks.conv import initialize
 
 
 class MemoryHeads(nn.Module):
-    """Linear heads that read the memory h[t] and predict what arrives with image t.
+    """Linear heads on the memory h[t] that predict what arrives with image t.
 
         row          t                       t + 1
         reward       reward[t] * reward_scale + bonus[t]
@@ -28,7 +28,7 @@ class MemoryHeads(nn.Module):
         done_weight: weight of the rows at which an episode ends.
         action: predict the next action: "none", "continuous" (the mean of unit Gaussians) or "discrete" (logits of a
             one-hot choice).
-        reward_scale: what rewards are multiplied by before a unit Gaussian learns them, above 0.
+        reward_scale: factor on rewards before a unit Gaussian learns them, above 0.
 
     Raises:
         ValueError: if reward_scale is not above 0.
@@ -51,35 +51,45 @@ class MemoryHeads(nn.Module):
         widths = {"reward": int(reward), "done": int(done), "action": 0 if action == "none" else action_size}
         super().__init__()
         self.layers = nn.ModuleDict({name: nn.Linear(hidden_size, width) for name, width in widths.items() if width})
-        self.done_weight, self.discrete, self.reward_scale = done_weight, action == "discrete", reward_scale
+        self.done_weight = done_weight
+        self.discrete = action == "discrete"
+        self.reward_scale = reward_scale
         initialize(self)
 
     def check_spec(self, spec: Spec, what: str) -> None:
-        """Makes sure that actions are of the kind that their head predicts.
+        """Checks that actions are of the kind that the action head predicts.
 
         Args:
             spec: of a store.
-            what: names it in the error.
+            what: the store, named in the error.
 
         Raises:
-            ValueError: if they are not.
+            ValueError: if they are discrete and it predicts continuous ones, or the other way round.
         """
         if "action" in self.layers and self.discrete != spec.discrete:
             kind, other = ("discrete", "continuous") if spec.discrete else ("continuous", "discrete")
             raise ValueError(f"action_head is {other} but the actions of {what} are {kind}: set it to {kind}")
 
     def reward(self, hidden: Float[Tensor, "*batch hidden"]) -> Normal:
-        """The reward for arriving, in the environment's units, (...). Raises ValueError without the head."""
+        """Predicts the reward for arriving, in the environment's units, (...).
+
+        Raises:
+            ValueError: without a reward head.
+        """
         return Normal(self._read("reward", hidden)[..., 0] / self.reward_scale, 1 / self.reward_scale)
 
     def cont(self, hidden: Float[Tensor, "*batch hidden"]) -> Bernoulli:
-        """Whether the episode goes on, (...); certain without a done head."""
+        """Predicts whether the episode continues, (...); with probability 1 without a done head."""
         if "done" not in self.layers:
             return Bernoulli(probs=torch.ones_like(hidden[..., 0]))
         return Bernoulli(logits=-self._read("done", hidden)[..., 0])
 
     def action(self, hidden: Float[Tensor, "*batch hidden"]) -> Distribution:
-        """The action that will be taken next, (..., A) or one-hot. Raises ValueError without the head."""
+        """Predicts the next action, (..., A) or one-hot.
+
+        Raises:
+            ValueError: without an action head.
+        """
         out = self._read("action", hidden)
         return OneHotCategorical(logits=out) if self.discrete else Normal(out, 1.0)
 
@@ -89,25 +99,35 @@ class MemoryHeads(nn.Module):
         batch: Batch,
         bonus: Float[Tensor, "batch time"] | float = 0.0,
     ) -> dict[str, tuple[Float[Tensor, "batch time"], Bool[Tensor, "batch time"]]]:
-        """For each head the negative log-likelihood of every row, and the rows for which there is something to predict.
+        """Computes the negative log-likelihood of every row under every head.
 
-        `done` is weighted. An episode's last row, and a window's, has no next action. The bonus is added to the scaled
-        reward that is learnt.
+        Args:
+            hidden: h, (B, T, hidden_size).
+            batch: the rows it belongs to.
+            bonus: added to the scaled reward that is learnt.
+
+        Returns:
+            For each head its nats, of which those of `done` are weighted, and which rows have a target: the last row of
+            an episode or a window has no next action.
         """
-        everywhere, found = torch.ones_like(batch.is_first), {}
+        every_row = torch.ones_like(batch.is_first)
+        nats_and_rows = {}
         if "reward" in self.layers:
-            learnt = Normal(self._read("reward", hidden)[..., 0], 1.0)
-            found["reward"] = (-learnt.log_prob(batch.reward * self.reward_scale + bonus), everywhere)
+            scaled_reward = Normal(self._read("reward", hidden)[..., 0], 1.0)
+            nats = -scaled_reward.log_prob(batch.reward * self.reward_scale + bonus)
+            nats_and_rows["reward"] = (nats, every_row)
         if "done" in self.layers:
             done = batch.is_terminal.to(hidden.dtype)
-            logit, weight = self._read("done", hidden)[..., 0], 1 + (self.done_weight - 1) * done
+            logit = self._read("done", hidden)[..., 0]
+            weight = 1 + (self.done_weight - 1) * done
             nats = functional.binary_cross_entropy_with_logits(logit, done, weight, reduction="none")
-            found["done"] = (nats, everywhere)
+            nats_and_rows["done"] = (nats, every_row)
         if "action" in self.layers:
             nats = -self.action(hidden[:, :-1]).log_prob(batch.action[:, 1:])
             nats = nats if self.discrete else nats.sum(-1)
-            found["action"] = (functional.pad(nats, (0, 1)), functional.pad(~batch.is_first[:, 1:], (0, 1)))
-        return found
+            has_next = functional.pad(~batch.is_first[:, 1:], (0, 1))
+            nats_and_rows["action"] = (functional.pad(nats, (0, 1)), has_next)
+        return nats_and_rows
 
     def _read(self, name: str, hidden: Tensor) -> Tensor:
         if name not in self.layers:

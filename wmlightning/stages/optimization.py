@@ -1,4 +1,4 @@
-"""One optimizer for all parts of an agent: a parameter group for each, clipped by its own norm."""
+"""One optimizer for all parts of an agent, with a parameter group for each part, clipped by its own norm."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -11,9 +11,9 @@ from wmlightning.stages.stage import Stage
 
 
 class JointStage(Stage, ABC):
-    """A stage whose parts are learnt by one loss, one backward pass and one optimizer (abstract).
+    """A stage whose parts learn from one loss, one backward pass and one optimizer (abstract).
 
-    Logged, once an update: `<part>/gradient_norm`, before it is clipped.
+    Logged once an update: `<part>/gradient_norm`, before clipping.
 
     Attributes:
         warmup: updates over which every learning rate grows linearly to its value; 0 for none.
@@ -23,30 +23,34 @@ class JointStage(Stage, ABC):
 
     @abstractmethod
     def groups(self) -> dict[str, dict[str, Any]]:
-        """The parts by name: what `parameter_group` makes of each."""
+        """Returns the parameter group of each part by the part's name; see `parameter_group`."""
 
     def configure_optimizers(self) -> Any:
-        """AdamW as one fused kernel, with a parameter group for each part."""
+        """Builds AdamW as one fused kernel, with a parameter group for each part."""
         return build_adam(list(self.groups().values()), self.warmup)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clips each part by its `max_norm`, and then all as the Trainer's flags say. ValueError under 16-mixed."""
+        """Clips each part by its `max_norm`, then all of them as the Trainer's flags say.
+
+        Raises:
+            ValueError: under `precision="16-mixed"`, see `clip_groups`.
+        """
         for name, norm in zip(self.groups(), clip_groups(optimizer, self.trainer), strict=True):
             self.log(f"{name}/gradient_norm", norm, on_step=True, on_epoch=False)
         if gradient_clip_val is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def warn_of_kept_settings(self) -> None:
-        """Warns of every group whose learning rate or `max_norm`, which win, are not the ones asked for."""
+        """Warns where a resumed optimizer keeps other learning rates or `max_norm`s than this stage's."""
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         for key, name in (("lr", "learning_rate"), ("max_norm", "max_norm")):
             kept = [group.get(f"initial_{key}", group[key]) for group in groups]
-            asked = [group[key] for group in self.groups().values()]
-            if kept != asked:
+            configured = [group[key] for group in self.groups().values()]
+            if kept != configured:
                 rank_zero_warn(
-                    f"{name} is {asked} but the checkpoint's optimizer goes on with {kept}: start afresh without "
+                    f"{name} is {configured} but the checkpoint's optimizer keeps {kept}: start afresh without "
                     "--ckpt_path to change it"
                 )
 
@@ -58,15 +62,15 @@ def parameter_group(
     max_norm: float,
     decay: float = 0.0,
 ) -> dict[str, Any]:
-    """The trained weights of a part, and how they are to be learnt, as a group for `build_adam`.
+    """Returns the trainable weights of a part and their optimizer settings, as a group for `build_adam`.
 
     Args:
         module: the part.
         learning_rate: Adam's.
-        epsilon: Adam's; no two of the papers have the same.
-        max_norm: the gradient of the whole group is scaled down to this norm where it is longer.
-        decay: share of every weight that is lost at an update, whatever the learning rate. (AdamW's own `weight_decay`
-            is multiplied by the learning rate, and torch's default of it is not zero.)
+        epsilon: Adam's; every paper has another one.
+        max_norm: the largest norm of the whole group's gradient, which is scaled down to it.
+        decay: fraction that an update takes off every weight, independent of the learning rate. (AdamW multiplies its
+            own `weight_decay` by the learning rate, and torch's default of it is not zero.)
 
     Source: for decay, the released code of Dreamer V2.
     """
@@ -81,7 +85,7 @@ def parameter_group(
 
 
 def build_adam(groups: list[dict[str, Any]], warmup: int = 0) -> Any:
-    """AdamW over the groups as one fused kernel, in the form that `configure_optimizers` returns.
+    """Builds AdamW over the groups as one fused kernel, in the form that `configure_optimizers` returns.
 
     Args:
         groups: from `parameter_group`.
@@ -99,13 +103,13 @@ def clip_groups(optimizer: Any, trainer: Any) -> list[torch.Tensor]:
 
     Args:
         optimizer: from `build_adam`.
-        trainer: the Trainer, asked for its precision.
+        trainer: the Trainer, for its precision.
 
     Returns:
-        The norms before clipping, one a group.
+        The norm of each group before clipping.
 
     Raises:
-        ValueError: under `precision="16-mixed"`, whose gradients are still scaled at this point.
+        ValueError: under `precision="16-mixed"`, which has its gradients still scaled at this point.
     """
     if trainer.precision == "16-mixed":
         raise ValueError("precision 16-mixed scales gradients before they are clipped: use bf16-mixed or 32-true")

@@ -1,4 +1,18 @@
-"""What the stages of a pipeline will leave behind, known while they are checked and none of them has run."""
+"""What stages require of their data, checked before training, and of files that a preflight expects.
+
+    preflight         `preflight` opens a registry, `expect` writes it, `expected_at` and `check_expected` read it
+    data              `check_images`, `check_action_size`, `check_windows`, `check_min_window_rows`, `check_held_out`
+    origin of codes   `codes_of_other_vaes`, `check_codes_origin`
+
+A pipeline is checked as a whole before its first stage runs, when most of the folders and checkpoints that its later
+stages read do not exist. So each stage that is checked registers what it will write, and later stages find it there:
+
+    path                        registered value
+    runs/vae/.../last.ckpt      the untrained stage, which stands in for its checkpoint
+    runs/episodes               the `Spec` of the episodes
+    runs/episodes/MAX_ROWS      rows of the longest episode that there can be
+    runs/episodes/NUM_EPISODES  how many episodes there will be
+"""
 
 import contextlib
 import os
@@ -11,55 +25,61 @@ from datamodules.episode import Spec
 from datamodules.files import DamagedEpisode, EpisodeName
 from datamodules.store import EpisodeStore
 
-ROWS = "rows"
-"""In a folder of episodes, where the rows of the longest that it can hold are promised."""
-EPISODES = "episodes"
-"""In a folder of episodes, where their number is promised."""
-_REHEARSALS: list[dict[str, Any]] = []
+MAX_ROWS = "rows"
+"""Under a folder of episodes: where a preflight registers the rows of the longest episode that there can be."""
+NUM_EPISODES = "episodes"
+"""Under a folder of episodes: where a preflight registers how many episodes there will be."""
+_REGISTRIES: list[dict[str, Any]] = []
+"""Absolute path -> what will be there, one registry for each open `preflight`; the last one is in use."""
 
 
 @contextlib.contextmanager
-def rehearsal() -> Iterator[None]:
-    """While it lasts, `promised` finds what `promise` named."""
-    _REHEARSALS.append({})
+def preflight() -> Iterator[None]:
+    """Opens a registry of what stages will write: inside, `expected_at` finds what `expect` registered."""
+    _REGISTRIES.append({})
     try:
         yield
     finally:
-        _REHEARSALS.pop()
+        _REGISTRIES.pop()
 
 
-def promise(path: str | Path, what: Any) -> None:
-    """Says what will be there, if this is a rehearsal: a stage for its checkpoint, a Spec for a folder of episodes."""
-    if _REHEARSALS:
-        _REHEARSALS[-1][os.path.abspath(path)] = what
+def expect(path: str | Path, what: Any) -> None:
+    """Registers what will be at a path; does nothing outside a preflight.
+
+    Args:
+        path: of a checkpoint or of a folder of episodes, or a quantity of the latter (see the table above).
+        what: a stage for its checkpoint, a `Spec` for a folder of episodes, or a number; None for unknown.
+    """
+    if _REGISTRIES:
+        _REGISTRIES[-1][os.path.abspath(path)] = what
 
 
-def check_there(path: str | Path) -> None:
-    """Makes sure that a folder which is read holds something by then; outside a rehearsal nothing is checked.
+def expected_at(path: str | Path) -> Any:
+    """Returns what is registered for a path; None where nothing is, or outside a preflight."""
+    return _REGISTRIES[-1].get(os.path.abspath(path)) if _REGISTRIES else None
+
+
+def check_expected(path: str | Path) -> None:
+    """Checks during a preflight that a folder to be read has files, or that an earlier stage will write some.
 
     Raises:
-        ValueError: if it is empty and nothing was promised there.
+        ValueError: if it is empty and nothing is registered for it.
     """
-    if _REHEARSALS and promised(path) is None and not (os.path.isdir(path) and os.listdir(path)):
+    if _REGISTRIES and expected_at(path) is None and not (os.path.isdir(path) and os.listdir(path)):
         raise ValueError(f"there is nothing in {path} and no stage before this one writes there: correct the path")
 
 
-def promised(path: str | Path) -> Any:
-    """What was promised to be there; None without a promise."""
-    return _REHEARSALS[-1].get(os.path.abspath(path)) if _REHEARSALS else None
-
-
 def check_images(spec: Spec, what: str, channels: int, setting: str) -> None:
-    """Makes sure that there are images of 64x64 pixels with so many channels.
+    """Checks that observations contain images of 64x64 pixels with a given number of channels.
 
     Args:
         spec: of a store or of an environment.
-        what: names it in the error, in the plural.
-        channels: those that the encoder reads.
-        setting: where they are set.
+        what: the plural noun that names them in the error.
+        channels: channels that the encoder reads.
+        setting: the setting of the encoder's channels, for the error.
 
     Raises:
-        ValueError: if there are not.
+        ValueError: if they do not.
     """
     shape, kind = spec.observation.get("image", ((), ""))
     if tuple(shape) == (64, 64, channels) and kind == "uint8":
@@ -72,16 +92,33 @@ def check_images(spec: Spec, what: str, channels: int, setting: str) -> None:
     raise ValueError(f"{what} have {found} but uint8 (64, 64, {channels}) is read: {cure}")
 
 
-def check_windows(longest: int | None, data: Any, what: str) -> None:
-    """Makes sure that the windows of a datamodule fit into the longest episode that there can be.
+def check_action_size(found: int, wanted: int, what: str) -> None:
+    """Checks that actions have as many numbers as the dynamics take.
 
     Args:
-        longest: its rows; None where that is not known.
-        data: the datamodule; one without a sampler of ours is taken.
+        found: numbers in an action of the data.
+        wanted: numbers that the dynamics take.
+        what: the data, named in the error.
+
+    Raises:
+        ValueError: if the two differ.
+    """
+    if found != wanted:
+        raise ValueError(
+            f"{what}: actions have {found} numbers but the dynamics expect {wanted}: give dynamics action_size={found}"
+        )
+
+
+def check_windows(longest: int | None, data: Any, what: str) -> None:
+    """Checks that the windows of a datamodule fit into the longest episode that there can be.
+
+    Args:
+        longest: rows of that episode; None where unknown.
+        data: the datamodule; one without a sampler of this package passes.
         what: the episodes, named in the error.
 
     Raises:
-        ValueError: if they do not.
+        ValueError: if the episode is shorter than the shortest window that the sampler accepts.
     """
     needed = getattr(getattr(getattr(data, "dataset", None), "sampler", None), "min_rows", 1)
     if longest is not None and longest < needed:
@@ -91,14 +128,35 @@ def check_windows(longest: int | None, data: Any, what: str) -> None:
         )
 
 
-def check_held_out(episodes: int | None, data: Any, what: str, ranks: int = 1) -> None:
-    """Makes sure that a validation finds an episode: that with index 1 is the first of a rank that is held out.
+def window_rows(data: Any) -> int | None:
+    """Returns the rows of a datamodule's windows; None without a sampler of this package."""
+    return getattr(getattr(getattr(data, "dataset", None), "sampler", None), "length", None)
+
+
+def check_min_window_rows(least: int, data: Any, why: str) -> None:
+    """Checks that the windows of a datamodule have at least a number of rows.
 
     Args:
-        episodes: how many there will be; None where that is not known.
+        least: that number.
+        data: the datamodule; one whose windows are unknown passes.
+        why: the reason, for the error.
+
+    Raises:
+        ValueError: if they have fewer.
+    """
+    rows = window_rows(data)
+    if rows is not None and rows < least:
+        raise ValueError(f"the sampler's length is {rows} but {why}: set it to {least} or more")
+
+
+def check_held_out(episodes: int | None, data: Any, what: str, ranks: int = 1) -> None:
+    """Checks that validation will have an episode; the first that a rank holds out is its episode with index 1.
+
+    Args:
+        episodes: how many episodes there will be; None where unknown.
         data: the datamodule.
-        what: their number, named in the error.
-        ranks: processes that collect them.
+        what: the number of episodes, named in the error.
+        ranks: processes that collect the episodes.
 
     Raises:
         ValueError: if none would be held out.
@@ -111,30 +169,10 @@ def check_held_out(episodes: int | None, data: Any, what: str, ranks: int = 1) -
         )
 
 
-def window_rows(data: Any) -> int | None:
-    """Rows of a datamodule's windows; None where there is no sampler of ours."""
-    return getattr(getattr(getattr(data, "dataset", None), "sampler", None), "length", None)
+def codes_of_other_vaes(store: EpisodeStore, fingerprint: str) -> Iterator[tuple[EpisodeName, str]]:
+    """Yields the episodes of a store whose codes another V wrote, each with the fingerprint of that V.
 
-
-def check_least(least: int, data: Any, why: str) -> None:
-    """Makes sure that windows, where they are known, have at least so many rows; ValueError with the reason if not."""
-    rows = window_rows(data)
-    if rows is not None and rows < least:
-        raise ValueError(f"the sampler's length is {rows} but {why}: set it to {least} or more")
-
-
-def check_action_size(found: int, wanted: int, what: str) -> None:
-    """Makes sure that actions have as many numbers as the dynamics take; raises ValueError in the same way."""
-    if found != wanted:
-        raise ValueError(
-            f"{what}: actions have {found} numbers but the dynamics expect {wanted}: give dynamics action_size={found}"
-        )
-
-
-def foreign_codes(store: EpisodeStore, fingerprint: str) -> Iterator[tuple[EpisodeName, str]]:
-    """The episodes of a store that another V wrote, each with that V's fingerprint.
-
-    Episodes of images were written by no V and are not among them, nor are damaged files, which nobody reads.
+    Skips episodes of images, which no V wrote, and damaged files, which training does not read.
 
     Args:
         store: of codes, or of images.
@@ -148,13 +186,17 @@ def foreign_codes(store: EpisodeStore, fingerprint: str) -> Iterator[tuple[Episo
             yield name, str(writer)
 
 
-def check_codes(store: EpisodeStore, fingerprint: str) -> None:
-    """Refuses codes that another V wrote: nothing else would tell, but decoded dreams would be nonsense.
+def check_codes_origin(store: EpisodeStore, fingerprint: str) -> None:
+    """Checks that V's codes come from a given V: with another one training runs, but decoded dreams are nonsense.
+
+    Args:
+        store: of codes, or of images.
+        fingerprint: of that V, see `VAE.fingerprint`.
 
     Raises:
-        ValueError: naming the first such episode and both V.
+        ValueError: naming the first episode that another V wrote, and both V.
     """
-    for name, writer in foreign_codes(store, fingerprint):
+    for name, writer in codes_of_other_vaes(store, fingerprint):
         raise ValueError(
             f"the codes in {store.path}/{name} were written by V {writer}, but this model's V is {fingerprint}: write "
             "codes with this V, or give the model the V that wrote them"

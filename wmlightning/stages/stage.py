@@ -1,4 +1,4 @@
-"""What every stage shares: noise that resumes exactly, checkpoints that rebuild themselves, clipping, and loading."""
+"""`Stage`, the hooks that every stage shares: noise, checks of its data, checkpoints."""
 
 import itertools
 import math
@@ -14,8 +14,8 @@ from torch import Tensor
 from datamodules.episode import Spec
 from wmlightning.recipes import FORMAT, Recorded, recipe_of
 from wmlightning.seeds import derive_seed
-from wmlightning.stages.checkpoints import PER_EPOCH, load, migrate_checkpoint, settle_progress
-from wmlightning.stages.requirements import EPISODES, ROWS, check_held_out, check_windows, promised
+from wmlightning.stages.checkpoints import BATCHES_PER_EPOCH, load, migrate_checkpoint, repair_loop_counters
+from wmlightning.stages.requirements import MAX_ROWS, NUM_EPISODES, check_held_out, check_windows, expected_at
 
 
 class Stage(Recorded, lightning.LightningModule):
@@ -26,74 +26,21 @@ class Stage(Recorded, lightning.LightningModule):
     and no generator state is saved. The checkpoint holds a recipe (see `wmlightning.recipes`) beside the weights.
 
     Args:
-        seed: names the stream of learning noise; the command line passes `seed_everything` on. Inside another stage the
-            outer one's holds.
+        seed: seed of the learning noise; the command line passes `seed_everything` on. A stage inside another one
+            learns with the outer stage's noise.
     """
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed
 
+    # ------------------------------------------------------------------------------------------------- learning noise
+
     @property
     def batches_trained(self) -> int:
-        """Batches processed since training began, resumes included: the number that all learning noise is named by."""
+        """Batches processed since training began, resumes included: the index of all learning noise."""
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
         return progress.total.processed
-
-    def on_fit_start(self) -> None:
-        """Refuses data that this stage cannot learn from."""
-        self.check_data(getattr(self.trainer, "datamodule", None))
-
-    def check_parts(self) -> None:
-        """Raises ValueError, in one line that says what to do, if parts of this stage do not fit one another."""
-
-    def check_data(self, data: Any) -> None:
-        """Makes sure that this stage can learn from these data, as far as the first episode, or a promise, tells.
-
-        Args:
-            data: a datamodule, of ours if it is to be looked at; None is taken.
-
-        Raises:
-            ValueError: if it cannot, in one line that says what to do.
-        """
-        store = getattr(data, "store", None)
-        if store is None:
-            return
-        check_windows(promised(Path(store.path) / ROWS), data, f"episodes in {store.path}")
-        check_held_out(promised(Path(store.path) / EPISODES), data, f"the number of episodes in {store.path}")
-        spec = promised(store.path) or (store.spec if len(store) else None)
-        if spec is not None:
-            self.check_spec(spec, f"the episodes in {store.path}")
-
-    def check_spec(self, spec: Spec, what: str) -> None:
-        """Makes sure that this stage can read such observations and actions; by default it can read all.
-
-        Args:
-            spec: of a store or of an environment.
-            what: names it in the error.
-
-        Raises:
-            ValueError: if it cannot, in one line that says what to do.
-        """
-
-    def on_train_start(self) -> None:
-        """Says so where a resumed optimizer's settings, which win, are not the ones asked for."""
-        epoch_loop: Any = self.trainer.fit_loop.epoch_loop
-        if not epoch_loop.batch_progress.current.processed:
-            # An epoch that begins has nothing to be restarted from; see `settle_progress`.
-            epoch_loop.restarting = False
-        self.warn_of_kept_settings()
-
-    def warn_of_kept_settings(self) -> None:
-        """Warns where the optimizer's learning rate is not the one asked for."""
-        wanted = getattr(self, "learning_rate", None)
-        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-        kept = {group.get("initial_lr", group["lr"]) for group in groups if "lr" in group} if wanted else set()
-        if kept - {wanted}:
-            rank_zero_warn(
-                f"learning_rate is {wanted} but the checkpoint's optimizer goes on with {', '.join(map(str, kept))}: "
-                "start afresh without --ckpt_path to change it"
-            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Re-seeds torch from (seed, rank, batches trained)."""
@@ -107,15 +54,79 @@ class Stage(Recorded, lightning.LightningModule):
         """Re-seeds torch from (seed, rank, batch), so that every test draws the same noise."""
         torch.manual_seed(derive_seed(self.seed, self.global_rank, batch_idx, 2))
 
-    def over_ranks(self, number: Tensor) -> Tensor:
-        """The mean of a tensor over the processes, without a gradient; itself where there is one process."""
+    # --------------------------------------------------------------------------------------------------------- checks
+
+    def on_fit_start(self) -> None:
+        """Checks the data before the first batch."""
+        self.check_data(getattr(self.trainer, "datamodule", None))
+
+    def check_parts(self) -> None:
+        """Checks that the parts of this stage fit one another; subclasses raise ValueError where they do not."""
+
+    def check_data(self, data: Any) -> None:
+        """Checks that this stage can learn from the episodes of a datamodule.
+
+        It reads the first episode, or during a preflight what is registered for the folder.
+
+        Args:
+            data: a datamodule; None, and one without a store of this package, pass.
+
+        Raises:
+            ValueError: if it cannot, in one line that says what to do.
+        """
+        store = getattr(data, "store", None)
+        if store is None:
+            return
+        check_windows(expected_at(Path(store.path) / MAX_ROWS), data, f"episodes in {store.path}")
+        check_held_out(expected_at(Path(store.path) / NUM_EPISODES), data, f"the number of episodes in {store.path}")
+        spec = expected_at(store.path) or (store.spec if len(store) else None)
+        if spec is not None:
+            self.check_spec(spec, f"the episodes in {store.path}")
+
+    def check_spec(self, spec: Spec, what: str) -> None:
+        """Checks that this stage can read such observations and actions; by default it can read all.
+
+        Args:
+            spec: of a store or of an environment.
+            what: the store or environment, named in the error.
+
+        Raises:
+            ValueError: if it cannot, in one line that says what to do.
+        """
+
+    def on_train_start(self) -> None:
+        """Corrects a counter of Lightning's, and warns of an optimizer's settings that the checkpoint overrides."""
+        epoch_loop: Any = self.trainer.fit_loop.epoch_loop
+        if not epoch_loop.batch_progress.current.processed:
+            # Nothing of this epoch has been trained, so there is nothing to restart; see `repair_loop_counters`.
+            epoch_loop.restarting = False
+        self.warn_of_kept_settings()
+
+    def warn_of_kept_settings(self) -> None:
+        """Warns where a resumed optimizer keeps another learning rate than this stage's."""
+        learning_rate = getattr(self, "learning_rate", None)
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        kept = {group.get("initial_lr", group["lr"]) for group in groups if "lr" in group} if learning_rate else set()
+        if kept - {learning_rate}:
+            rank_zero_warn(
+                f"learning_rate is {learning_rate} but the checkpoint's optimizer keeps "
+                f"{', '.join(map(str, kept))}: start afresh without --ckpt_path to change it"
+            )
+
+    # ------------------------------------------------------------------------------------------ for training and tests
+
+    def mean_over_ranks(self, number: Tensor) -> Tensor:
+        """The mean of a tensor over the processes, without a gradient; of one process the tensor itself."""
         if self.trainer.world_size == 1:
             return number
         reduced = self.trainer.strategy.reduce(number.detach().clone(), reduce_op="mean")
         return torch.as_tensor(reduced, device=number.device)
 
-    def training_batches(self, most: int) -> Iterator[Any]:
-        """Up to `most` batches of the datamodule's training data, on the device, for what a test compares with.
+    def training_batches(self, limit: int) -> Iterator[Any]:
+        """Yields the first batches of the datamodule's training data, on the device, to fit a test's baselines to.
+
+        Args:
+            limit: how many batches, at most.
 
         Raises:
             ValueError: if the Trainer has no datamodule.
@@ -123,21 +134,24 @@ class Stage(Recorded, lightning.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError("a test compares with the training data: pass the Trainer a datamodule, not a dataloader")
-        for batch in itertools.islice(data.train_dataloader(), most):
+        for batch in itertools.islice(data.train_dataloader(), limit):
             yield batch.to(self.device)
 
+    # ---------------------------------------------------------------------------------------------------- checkpoints
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes the recipe that `load` builds from, and how long an epoch is."""
-        checkpoint["recipe"], checkpoint["format"] = recipe_of(self), FORMAT
+        """Saves the recipe that `load` builds from, and how many batches an epoch has."""
+        checkpoint["recipe"] = recipe_of(self)
+        checkpoint["format"] = FORMAT
         # A stage can be saved without having been trained.
         batches = math.inf if self._trainer is None else self.trainer.num_training_batches
         if math.isfinite(batches):
-            checkpoint[PER_EPOCH] = int(batches)
+            checkpoint[BATCHES_PER_EPOCH] = int(batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lets training go on where it was, whatever version wrote the checkpoint; see `settle_progress`."""
+        """Gives a checkpoint of any earlier version today's names, and corrects its counters."""
         migrate_checkpoint(checkpoint)
-        settle_progress(checkpoint)
+        repair_loop_counters(checkpoint)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu", **kwargs: Any):

@@ -20,39 +20,39 @@ from wmlightning.stages.stage import Stage
 from wmlightning.validation import above, at_least
 
 COLOUR_BATCHES = 10
-"""Training batches that the mean colour is taken of."""
+"""Training batches over which the mean colour is taken."""
 ENCODED_AT_ONCE = 100
-"""Images in one pass of the encoder when whole episodes are encoded: more only costs memory."""
+"""Images in one pass of the encoder when it encodes whole episodes: more would only cost memory."""
 BASELINE_BATCHES = 50
-"""Training batches that the mean image, which a test compares with, is the mean of."""
+"""Training batches over which the mean image, a test's baseline, is taken."""
 
 
 class VAE(Stage):
-    """Learns codes z of single images, and images from codes.
+    """V: learns to encode single images to codes z, and to decode images from codes.
 
         q(z|x) = N(mean(x), exp(logvar(x)))         KL(x) = -1/2 sum over z of (1 + logvar - mean^2 - exp(logvar))
         loss = mean over images of   sum over pixels and channels (x - decode(z))^2
                                    + max(KL(x), kl_tolerance * latent_size)
 
-    The floor is taken of each image's KL, before the mean over images: below it the KL is good enough and has no
-    gradient. There is no 1/2 before the squared error, as in the authors' code. Weights start as in TensorFlow, Glorot
-    uniform with zero biases. Images are 64x64; batches (B, T, ...) of any T are so many single images.
+    The floor applies to the KL of each image, before the mean over images: a KL below it has no gradient. There is no
+    1/2 before the squared error, as in the authors' code. Weights are initialised as in TensorFlow, Glorot uniform with
+    zero biases. Images are 64x64; a batch (B, T, ...) is B * T single images.
 
     Logged: `vae/loss`, `reconstruction`, `kl_nats` and `kl_floored` per batch; `val_loss`, `val_psnr`, `val_ssim` per
-    validation; a test gives `psnr` and `ssim` of reconstructions from the code's mean, and `baseline_psnr` and
+    validation; in a test `psnr` and `ssim` of reconstructions from the code's mean, and `baseline_psnr` and
     `baseline_ssim` of the training data's mean image. PSNR and SSIM are means over images, of pixels in [0, 1].
 
     Args:
         latent_size: numbers in a code (CarRacing 32, Doom 64).
         channels: channels of the image.
         depth: width of the convolutions; 32 in the paper.
-        kl_tolerance: nats a dimension below which the KL is not pushed further.
+        kl_tolerance: nats per dimension below which the KL is not minimised further.
         learning_rate: Adam's.
-        start: checkpoint of an earlier V whose weights this one begins with.
-        mean_colour: without start, begin with a decoder that draws the mean colour of the training images instead of
-            grey. Where nearly all pixels have one colour, the way there costs so much that a small object on it is
-            never drawn: every pixel ends deep in the sigmoid's tail, and Adam's steps are scaled by the first errors.
-        seed: names the stream of learning noise.
+        start: checkpoint of an earlier V for a warm start; null initialises the weights anew.
+        mean_colour: without a warm start, initialise the decoder to the mean colour of the training images instead of
+            grey. Where nearly all pixels have one colour, the large first errors on the way to it leave every pixel in
+            the sigmoid's tail and scale down Adam's later steps, and a small object on that colour is never drawn.
+        seed: seed of the learning noise.
 
     Source: Ha and Schmidhuber 2018, appendix; their released code (carracing/vae/vae.py).
     """
@@ -72,8 +72,10 @@ class VAE(Stage):
         above(0, learning_rate=learning_rate)
         at_least(1, latent_size=latent_size, channels=channels, depth=depth)
         at_least(0, kl_tolerance=kl_tolerance)
-        self.latent_size, self.channels = latent_size, channels
-        self.kl_tolerance, self.learning_rate = kl_tolerance, learning_rate
+        self.latent_size = latent_size
+        self.channels = channels
+        self.kl_tolerance = kl_tolerance
+        self.learning_rate = learning_rate
         self.mean_colour = mean_colour and start is None
         self.encoder = ConvEncoder(channels, depth)
         self.code = nn.Linear(self.encoder.size, 2 * latent_size)
@@ -92,20 +94,20 @@ class VAE(Stage):
         self._mean_image: Tensor | None = None
 
     def encode(self, image: UInt8[Tensor, "*batch height width channels"]) -> Float[Tensor, "*batch embed"]:
-        """Images (..., H, W, C) to embeds [mean, logvar], (..., 2 * latent_size)."""
+        """Encodes images (..., H, W, C) to embeds [mean, logvar], (..., 2 * latent_size)."""
         return self.code(self.encoder(normalize(image))).reshape(*image.shape[:-3], 2 * self.latent_size)
 
     def decode(self, code: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch height width channels"]:
-        """Codes (..., latent_size) to images in [0, 1], (..., H, W, C)."""
+        """Decodes codes (..., latent_size) to images in [0, 1], (..., H, W, C)."""
         image = torch.sigmoid(self.decoder(code.reshape(-1, self.latent_size))).permute(0, 2, 3, 1)
         return image.reshape(*code.shape[:-1], *image.shape[1:])
 
     def check_spec(self, spec: Spec, what: str) -> None:
-        """Images of 64x64 and as many channels."""
+        """Checks that there are images of 64x64 with this V's channels."""
         check_images(spec, what, self.channels, "channels")
 
     def learn(self, batch: Batch, noise: Float[Tensor, "images latent"] | None = None) -> dict[str, Tensor]:
-        """The parts of the loss, each a mean over the B * T images of the batch.
+        """Computes the loss and its parts, each a mean over the B * T images of the batch.
 
         Args:
             batch: images uint8 (B, T, 64, 64, C).
@@ -125,43 +127,45 @@ class VAE(Stage):
         return parts | {"kl_nats": nats.mean(), "kl_floored": floored}
 
     def on_train_start(self) -> None:
-        """Gives the untrained decoder the training images' mean colour, where that is wanted."""
+        """Initialises the untrained decoder to the mean colour of the training images, if `mean_colour` is set."""
         super().on_train_start()
         if not self.mean_colour or self.batches_trained:
             return
-        colours = [normalize(_images(b)).mean((0, 2, 3)) for b in self.training_batches(COLOUR_BATCHES)]
-        colour = self.over_ranks(torch.stack(colours).mean(0)).clamp(0.01, 0.99)
+        colours = [normalize(_images(batch)).mean((0, 2, 3)) for batch in self.training_batches(COLOUR_BATCHES)]
+        colour = self.mean_over_ranks(torch.stack(colours).mean(0)).clamp(0.01, 0.99)
         bias = self.decoder.last.bias
         assert bias is not None
         bias.data.copy_(torch.logit(colour))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Learns from one batch and logs the parts."""
+        """Computes the loss of one batch and logs its parts."""
         parts = self.learn(batch)
         named = {f"vae/{name}": part.detach() for name, part in parts.items()}
         self.log_dict(named, on_step=True, on_epoch=False, sync_dist=True)
         return parts["loss"]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam as one fused kernel, betas and epsilon TensorFlow's (and torch's) defaults."""
+        """Builds Adam as one fused kernel; betas and epsilon are TensorFlow's (and torch's) defaults."""
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and quality of reconstructions on held-out images."""
+        """Measures the loss and the quality of reconstructions on held-out images."""
         self.metrics["val_loss"].update(self.learn(batch)["loss"])
         self._compare("val_", batch, self._reconstructed(batch))
         self._log("val_loss", "val_psnr", "val_ssim")
 
     def on_test_start(self) -> None:
-        """Takes the mean image of the training data."""
-        total, count = torch.zeros((), device=self.device), 0
+        """Computes the mean image of the training data."""
+        total = torch.zeros((), device=self.device)
+        count = 0
         for batch in self.training_batches(BASELINE_BATCHES):
             images = normalize(_images(batch))
-            total, count = total + images.sum(0), count + len(images)
-        self._mean_image = self.over_ranks(total / count)
+            total = total + images.sum(0)
+            count += len(images)
+        self._mean_image = self.mean_over_ranks(total / count)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Quality of reconstructions on held-out images, beside that of the mean image."""
+        """Measures the quality of reconstructions on held-out images, and of the mean image as a baseline."""
         self._compare("", batch, self._reconstructed(batch))
         assert self._mean_image is not None
         images = _images(batch).flatten(0, 1)
@@ -169,14 +173,14 @@ class VAE(Stage):
         self._log("psnr", "ssim", "baseline_psnr", "baseline_ssim")
 
     def predict_step(self, batch: WholeEpisode, batch_idx: int) -> dict[str, Tensor]:
-        """The codes of one whole episode: `mean` and `logvar`, each (steps + 1, latent_size)."""
+        """Encodes one whole episode to `mean` and `logvar`, each (steps + 1, latent_size)."""
         images = _images(batch.batch)[0]
         embeds = torch.cat([self.encode(part) for part in images.split(ENCODED_AT_ONCE)]).float()
         mean, logvar = embeds.chunk(2, -1)
         return {"mean": mean, "logvar": logvar}
 
     def fingerprint(self) -> str:
-        """Sixteen letters that tell this V's weights from any other's; codes carry them."""
+        """Returns 16 hexadecimal digits of the hash of this V's weights, which every episode of its codes carries."""
         digest = hashlib.sha256()
         for name, weight in sorted(self.state_dict().items()):
             digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
@@ -186,10 +190,10 @@ class VAE(Stage):
         mean = self.encode(_images(batch).flatten(0, 1)).chunk(2, -1)[0]
         return self.decode(mean).permute(0, 3, 1, 2).float()
 
-    def _compare(self, prefix: str, batch: Batch, guess: Tensor) -> None:
+    def _compare(self, prefix: str, batch: Batch, prediction: Tensor) -> None:
         truth = normalize(_images(batch))
         for name in ("psnr", "ssim"):
-            self.metrics[f"{prefix}{name}"].update(guess, truth)
+            self.metrics[f"{prefix}{name}"].update(prediction, truth)
 
     def _log(self, *names: str) -> None:
         for name in names:
@@ -199,7 +203,7 @@ class VAE(Stage):
 def _images(batch: Batch) -> Tensor:
     if "image" not in batch.observation:
         raise ValueError(
-            f"the data have {', '.join(batch.observation)} but V learns from image: give data.path a folder of "
+            f"the data have {', '.join(batch.observation)} but V learns from images: give data.path a folder of "
             "episodes, not of codes"
         )
     return batch.observation["image"]

@@ -25,7 +25,7 @@ from wmlightning.recipes import recipe_of
 from wmlightning.runtime import progress_bar
 from wmlightning.seeds import derive_seed
 from wmlightning.stages.checkpoints import load
-from wmlightning.stages.requirements import EPISODES, ROWS, promise
+from wmlightning.stages.requirements import MAX_ROWS, NUM_EPISODES, expect
 from wmlightning.validation import at_least
 
 MOST_DISCARDED = 10
@@ -156,9 +156,9 @@ def check_collect(
     at_least(1, episodes=episodes, num_envs=num_envs)
     at_least(0, seed=seed, num_workers=num_workers)
     EpisodeStore(path, compression=compression)
-    promise(path, environment.spec)
-    promise(Path(path) / ROWS, environment.longest)
-    promise(Path(path) / EPISODES, episodes)
+    expect(path, environment.spec)
+    expect(Path(path) / MAX_ROWS, environment.longest)
+    expect(Path(path) / NUM_EPISODES, episodes)
     for name, part in (("policy", policy), ("noise", noise)):
         environment.check_policy(part, name)
     if (policy is None) == (agent is None):

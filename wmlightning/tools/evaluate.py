@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.files import check_writable, write_atomically
-from wmlightning.callbacks.evaluate import evaluation_seeds, interval, statistics
+from wmlightning.callbacks.evaluate import confidence_half_width, evaluation_seeds, statistics
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.environments.rollout import rollout
 from wmlightning.interfaces import Carry, Policy
@@ -19,7 +19,7 @@ from wmlightning.planners.cem import CEM
 from wmlightning.policies.planning import PlanningPolicy
 from wmlightning.recipes import Recorded, recipe_of
 from wmlightning.runtime import progress_bar
-from wmlightning.stages.checkpoints import differences, load
+from wmlightning.stages.checkpoints import load, recipe_differences
 from wmlightning.tools.compare import compare_with, read_curves, run_curve, same_task
 from wmlightning.validation import at_least
 
@@ -169,7 +169,7 @@ def check_evaluate(
         )
     own = getattr(agent, "environment", None)
     if environment is not None and own is not None:
-        changed = differences(recipe_of(environment), recipe_of(own), "environment")
+        changed = recipe_differences(recipe_of(environment), recipe_of(own), "environment")
         if told := [f"{place} {old} is now {new}" for place, new, old in changed]:
             rank_zero_warn(f"this is not where the agent was trained: {', '.join(told)}")
     environment = environment or own
@@ -191,7 +191,7 @@ def check_evaluate(
 def _beside(result: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
     """What played the same episodes as the agent, with the difference taken episode by episode."""
     gain = np.subtract(result["returns"], beside["returns"])
-    return beside | {"difference": float(gain.mean()), "difference_ci95": interval(gain)}
+    return beside | {"difference": float(gain.mean()), "difference_ci95": confidence_half_width(gain)}
 
 
 def _play(name: str, policy: Policy, envs: Any, seeds: list[int]) -> dict[str, Any]:
