@@ -1,6 +1,7 @@
 """Worlds whose best plan is known, in which planners and policies are tested; and assertions about every policy."""
 
 import numpy as np
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -90,6 +91,8 @@ def assert_is_a_policy(policy):
     assert np.abs(action).max() <= 1
     assert all(len(value) == 3 for value in carry.values())
     assert carry["step"].tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="images are float32 but uint8 0..255 is wanted"):
+        policy({"image": frames(3, 64)["image"].astype(np.float32)}, np.ones(3, bool), policy.initial(3))
     return action
 
 

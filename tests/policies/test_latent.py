@@ -56,6 +56,12 @@ def lstm(cell, x, h, c):
     return torch.cat([o.sigmoid() * c.tanh(), c], -1)
 
 
+def test_float_images_are_refused_instead_of_being_read_as_black(model, controller, candidates):
+    policy = LatentPolicy(model, controller, candidates)
+    with pytest.raises(ValueError, match="images are float32 but uint8 0..255 is wanted"):
+        policy({"image": frames(2)["image"].astype(np.float32) / 255}, np.ones(2, bool), policy.initial(2))
+
+
 def test_it_is_a_policy(model, controller, candidates):
     policy = LatentPolicy(model, controller, candidates)
     assert isinstance(policy, Policy)
@@ -134,7 +140,7 @@ def test_states_are_those_of_the_state_filter(model, controller, candidates, row
     carry = policy.begin([row % 5 for row in range(rows)], list(range(rows)))
     for step in range(3):
         image, is_first = frames(rows, step), np.full(rows, step == 0)
-        state, noise = state_filter.observe(image["image"], is_first, carry)
+        state, noise = state_filter.observe(image, is_first, carry)
         assert noise.shape[1] == 0
         owners = carry["owner"]
         _, carry = policy(image, is_first, carry)

@@ -88,7 +88,7 @@ class ActorPolicy:
     ) -> tuple[np.ndarray, Carry]:
         """Acts once in n environments."""
         n = len(is_first)
-        state, noise = self.state_filter.observe(observation["image"], is_first, carry)
+        state, noise = self.state_filter.observe(observation, is_first, carry)
         params = self.actor(state.features).float()
         if self.sample:
             action = self.distribution.sample(params, noise[:, : self._action_noise_size])

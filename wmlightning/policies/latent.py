@@ -60,7 +60,7 @@ class LatentPolicy:
         n = len(is_first)
         rows = padded_rows(n)
         with torch_threads(1 if len(rows) <= _ONE_THREAD_ROWS else torch.get_num_threads()):
-            state, _ = self.state_filter.observe(observation["image"], is_first, carry)
+            state, _ = self.state_filter.observe(observation, is_first, carry)
             owner = carry["owner"][rows].to(self.candidates.device)
             action = self.controller.act(self.candidates, state.features, owner)[:n]
             if self.discrete:

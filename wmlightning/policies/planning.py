@@ -46,7 +46,7 @@ class PlanningPolicy:
     ) -> tuple[np.ndarray, Carry]:
         """Acts once in n environments."""
         n = len(is_first)
-        padded_state, padded_noise = self.state_filter.observe(observation["image"], is_first, carry)
+        padded_state, padded_noise = self.state_filter.observe(observation, is_first, carry)
         state, noise = padded_state[:n], padded_noise[:n]
         counters = zip(carry["seed"].tolist(), carry["step"].tolist(), strict=True)
         action = self.planner.plan(self.model, state, [derive_seed(*pair) for pair in counters])

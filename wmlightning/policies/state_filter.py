@@ -11,6 +11,7 @@ from torch import Tensor
 from wmlightning.dynamics.state import State
 from wmlightning.interfaces import Carry
 from wmlightning.policies.exploration import row_generator
+from wmlightning.validation import check_observation
 
 _ROWS = 8
 """Batches are padded to a multiple of this, so that a row's numbers round alike alone and beside seven others."""
@@ -52,19 +53,23 @@ class StateFilter:
         }
 
     def observe(
-        self, image: np.ndarray, is_first: np.ndarray, carry: Carry
+        self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
     ) -> tuple[State, Float[Tensor, "rows extra"]]:
         """Updates the state of every row by one image.
 
         Args:
-            image: uint8 (n, H, W, C).
+            observation: `{"image": uint8 (n, H, W, C)}`.
             is_first: bool (n,).
             carry: from `initial` or `next_carry`.
 
         Returns:
             The posterior state and `extra` standard normal numbers, each of n rows and of copies of the last one up to
             a multiple of eight.
+
+        Raises:
+            ValueError: in one line, for images of another type or shape, or another number of rows.
         """
+        image = check_observation(observation, is_first, carry)
         device, rows = carry["stoch"].device, padded_rows(len(is_first))
         here = rows.to(device)
         size = self._noise_size(carry)
