@@ -96,7 +96,7 @@ def test_without_held_out_episodes_the_newest_trained_on_are_drawn(store):
         datamodule = EpisodeDataModule(str(store), WindowDataset(UniformWindows(6)), 2, 4, validation_fraction=0.0)
 
     name, batch = LogPredictions(context=4, horizon=100).newest(Run())
-    assert name == "Window trained on"
+    assert name == "Replay window"
     assert batch.shape == (8, ROWS), "shorter episodes are predicted to their end"
     Run.datamodule = EpisodeDataModule(str(store), WindowDataset(UniformWindows(6)), 2, 4, validation_fraction=0.4)
     assert LogPredictions(context=4, horizon=6).newest(Run())[0] == "Held-out window"
