@@ -31,11 +31,12 @@ Number = float | int
 Curve = tuple[Sequence[Number], Sequence[Number]]
 
 
-def _colour(colour: tuple[int, int, int]) -> tuple[float, ...]:
-    return tuple(channel / 255 for channel in colour)
+def _colour(colour: tuple[int, int, int]) -> tuple[float, float, float]:
+    red, green, blue = colour
+    return red / 255, green / 255, blue / 255
 
 
-def _palette(number: int) -> tuple[float, ...]:
+def _palette(number: int) -> tuple[float, float, float]:
     return _colour(COLOURS[number % len(COLOURS)])
 
 

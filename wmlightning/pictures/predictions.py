@@ -89,8 +89,8 @@ def prediction_curves(model: Any, loop: OpenLoop, reward: Float[Tensor, "windows
     return curves
 
 
-def quality_chart(curves: dict[str, Tensor]) -> Picture:
-    """Draws PSNR and SSIM of `prediction_curves` as two charts."""
+def quality_chart(curves: dict[str, Tensor], name: str = "Held-out windows") -> Picture:
+    """Draws PSNR and SSIM of `prediction_curves` as two charts; `name` says where the windows come from."""
     steps = list(range(1, len(curves["psnr"]) + 1))
     names = {
         "open loop (actions alone)": "",
@@ -102,8 +102,8 @@ def quality_chart(curves: dict[str, Tensor]) -> Picture:
         lines = {name: (steps, curves[prefix + key].tolist()) for name, prefix in names.items()}
         return line_chart(lines, title, "steps after the last image seen", unit, (760, 260))
 
-    psnr = chart("psnr", "Predicted images: peak signal-to-noise ratio, higher is better", "PSNR (dB)")
-    ssim = chart("ssim", "Predicted images: structural similarity, at most 1", "SSIM")
+    psnr = chart("psnr", f"{name}, predicted images: peak signal-to-noise ratio, higher is better", "PSNR (dB)")
+    ssim = chart("ssim", f"{name}, predicted images: structural similarity, at most 1", "SSIM")
     return stack([psnr, ssim], gap=8)
 
 
@@ -198,7 +198,7 @@ class LogPredictions(LogPictures):
         # Two windows keep the file under a megabyte.
         book.add_gif("world_model/open_loop_moving", open_loop_frames(model, loop[:2], name=name), step)
         curves = prediction_curves(model, loop, batch.reward)
-        book.add("world_model/prediction_quality", quality_chart(curves), step)
+        book.add("world_model/prediction_quality", quality_chart(curves, f"{name}s"), step)
         book.add("world_model/rewards", reward_chart(model, loop, batch.reward, name), step)
         nats = kl_per_dimension(model.dynamics.latent, loop.posterior.params, loop.prior.params)
         book.add(
