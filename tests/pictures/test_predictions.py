@@ -15,7 +15,7 @@ from wmlightning.distributions.latents import GaussianLatent, MeanLatent
 from wmlightning.dynamics import RNN, RSSM, SSM, State
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.pictures.book import undisturbed
-from wmlightning.pictures.open_loop import OpenLoop, open_loop
+from wmlightning.pictures.open_loop import OpenLoop, open_loop, open_loop_frames, open_loop_strips
 from wmlightning.pictures.plans import LogPlans, PlannedEpisode, play_with_plans, predicted_return_chart
 from wmlightning.pictures.predictions import LogPredictions, image_quality, kl_per_dimension, prediction_curves
 from wmlightning.planners.cem import CEM
@@ -96,7 +96,7 @@ def test_without_held_out_episodes_the_newest_trained_on_are_drawn(store):
         datamodule = EpisodeDataModule(str(store), WindowDataset(UniformWindows(6)), 2, 4, validation_fraction=0.0)
 
     name, batch = LogPredictions(context=4, horizon=100).newest(Run())
-    assert name == "Window trained on"
+    assert name == "Replay window"
     assert batch.shape == (8, ROWS), "shorter episodes are predicted to their end"
     Run.datamodule = EpisodeDataModule(str(store), WindowDataset(UniformWindows(6)), 2, 4, validation_fraction=0.4)
     assert LogPredictions(context=4, horizon=6).newest(Run())[0] == "Held-out window"
@@ -164,6 +164,18 @@ def test_a_prediction_takes_the_recorded_actions_and_sees_no_later_image(kind):
     other.action[:, 4] = -other.action[:, 4]
     with undisturbed(model):
         assert not torch.equal(open_loop(model, other, 4, 6).dream.features[:, 0], loop.dream.features[:, 0])
+
+
+def test_strips_and_films_of_a_model_without_images_show_its_predictions_alone():
+    model, batch = tiny_model().eval(), windows()
+    with undisturbed(model):
+        loop = open_loop(model, batch, context=4, horizon=6)
+        codes = OpenLoop(loop.embeds, loop.posterior, loop.dream, None, loop.prior)
+        whole, part = (open_loop_strips(model, one, columns=3) for one in (loop, codes))
+        assert part.shape[0] < whole.shape[0], "no truth, and so no error"
+        film = open_loop_frames(model, codes, ("truth", "reconstruction", "prediction"))
+    assert len(film) == 10
+    assert len({frame.shape for frame in film}) == 1, "pictures of a film have one size, whatever their captions"
 
 
 def test_image_quality_on_paper():

@@ -131,6 +131,19 @@ def test_students_quantile_is_that_of_the_tables(degrees, quantile):
     assert student_quantile(degrees) == pytest.approx(quantile, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("degrees", "quantile"), [(1, 12.7062047362), (2, 4.3026527297), (9, 2.2621571628), (99, 1.9842169516)]
+)
+def test_students_quantile_is_exact(degrees, quantile):
+    assert student_quantile(degrees) == pytest.approx(quantile, abs=1e-9)
+
+
+def test_students_quantile_falls_to_the_normal_one():
+    quantiles = [student_quantile(degrees) for degrees in (1, 2, 3, 5, 10, 100, 10_000, 10**6)]
+    assert quantiles == sorted(quantiles, reverse=True)
+    assert quantiles[-1] == pytest.approx(1.959964, abs=1e-4)
+
+
 def test_the_interval_of_random_numbers_holds_their_mean_19_times_in_20():
     draws = np.random.default_rng(0).normal(size=(2000, 8))
     assert np.mean([abs(row.mean()) <= confidence_half_width(row) for row in draws]) == pytest.approx(0.95, abs=0.015)

@@ -24,14 +24,14 @@ class PictureBook:
     """Where pictures go: a folder, and TensorBoard where there is one.
 
     A picture named `vae/samples` at step 500 becomes the TensorBoard image of that name and the files
-    `samples-000500.png` and `samples.png`, the second being the latest. A folder that cannot be written to costs the
-    pictures and a warning, never the training.
+    `samples-000500.png` and `samples.png`, the second being the latest. Where the folder cannot be written to, training
+    goes on without the pictures, and a warning says so.
 
     Args:
         folder: made when the first picture comes.
-        loggers: Lightning loggers; those that are not TensorBoard's get scalars only.
-        env_steps: steps played so far, real or dreamt, where a stage acts: what its curves have on the x axis. None
-            takes the step given with each picture.
+        loggers: Lightning loggers; all but TensorBoard's get scalars only.
+        env_steps: environment steps so far, real or dreamt, where a stage acts: the x axis of its curves. None takes
+            the step given with each picture.
     """
 
     def __init__(self, folder: str | Path, loggers: Iterable[Logger] = (), env_steps: int | None = None) -> None:
@@ -39,8 +39,8 @@ class PictureBook:
 
     @classmethod
     def of(cls, trainer: Trainer) -> "PictureBook":
-        """The book of a Lightning run: `<default_root_dir>/pictures`, and the run's loggers."""
-        # A stage that plays by itself counts its steps; for one that learns from what is collected, the callback does.
+        """Returns the book of a Lightning run: `<default_root_dir>/pictures`, and the run's loggers."""
+        # A stage that acts by itself counts its steps; for one that learns from a replay, `Collect` counts them.
         counts = (getattr(part, "steps_played", None) for part in (trainer.lightning_module, *trainer.callbacks))  # type: ignore[attr-defined]
         env_steps = next((count for count in counts if count is not None), None)
         folder = Path(trainer.default_root_dir) / "pictures"
@@ -51,11 +51,11 @@ class PictureBook:
         self._add(name, encode_png(picture), "png", picture.shape[:2], step)
 
     def add_gif(self, name: str, frames: list[Picture] | Frames, step: int, fps: float | int = 15) -> None:
-        """Adds a picture that moves, endlessly, at `fps` frames a second (GIF; TensorBoard plays it)."""
+        """Adds an endless film of `fps` frames a second (GIF; TensorBoard plays it)."""
         self._add(name, encode_gif(frames, fps), "gif", frames[0].shape[:2], step)
 
     def add_scalars(self, values: Mapping[str, float | int], step: int) -> None:
-        """Logs numbers that are computed only where pictures are drawn."""
+        """Logs scalars that are computed only where pictures are drawn."""
         for logger in self.loggers:
             logger.log_metrics(dict(values), self._axis(step))
 
@@ -73,17 +73,19 @@ class PictureBook:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / f"{stem}-{step:06d}.{suffix}").write_bytes(encoded)
-            # Whoever looks at the latest picture while it is replaced sees the old one or the new one, whole.
+            # Replaced whole, so that a viewer never reads half a file.
             fresh = self.folder / f".{stem}.{suffix}"
             fresh.write_bytes(encoded)
             os.replace(fresh, self.folder / f"{stem}.{suffix}")
         except OSError as error:
-            rank_zero_warn(f"{self.folder} takes no picture ({error}); training goes on: free space or mend the folder")
+            rank_zero_warn(
+                f"{self.folder} takes no picture ({error}); training goes on: free space or make the folder writable"
+            )
 
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Inside, `module` is in evaluation mode, without gradients and with fixed noise; afterwards all is as before."""
+    """Puts `module` in evaluation mode, without gradients and with fixed noise, and restores everything afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
@@ -99,8 +101,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 class LogPictures(Callback, ABC):
     """Draws pictures while a stage trains (abstract): on rank 0, every so many batches and when training ends.
 
-    Drawing leaves no trace: weights, modes and random streams are as they were, so a run with pictures trains exactly
-    like one without.
+    Drawing changes nothing: weights, modes and random streams are restored, so a run with pictures trains exactly like
+    one without.
 
     Args:
         every: batches between two drawings; 0 draws only when training ends.
@@ -120,7 +122,7 @@ class LogPictures(Callback, ABC):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draws when `every` more batches have been trained."""
+        """Draws after every `every` batches."""
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         if self.every and progress.total.processed % self.every == 0:
             self._draw(trainer, pl_module)
@@ -138,7 +140,7 @@ class LogPictures(Callback, ABC):
             self.draw(trainer, stage, PictureBook.of(trainer), step)
 
     def held_out(self, trainer: Trainer) -> Batch | None:
-        """The first batch of held-out data, on the CPU; the same one each time, so that pictures can be compared.
+        """Returns the first batch of held-out data, on the CPU; always the same one, so that pictures can be compared.
 
         None, with one warning, where the run has no such data.
         """

@@ -1,106 +1,154 @@
-"""Small charts drawn with Pillow: lines, bars and a heat map, so that pictures need no plotting library."""
+"""Charts as uint8 pictures, drawn by matplotlib: lines, bands, bars, clouds of points and heat maps.
+
+Matplotlib is used through its objects alone: a `Figure` on an Agg canvas, never `pyplot` and never a global setting. So
+nothing needs a display, a figure is freed with its last reference, the same numbers give the same pixels, and whatever
+else draws in the process is left alone.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw
 
-from wmlightning.pictures.images import FAINT, INK, PAD, Picture, font, text_width
+from wmlightning.pictures.images import ACCENT, FAINT, INK, Picture, text_width
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours: told apart by every kind of eye, and in grey.
 COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
 GRID = (228, 228, 228)
-SMOOTH = 3
+# A power of two, so that width / DPI * DPI is exactly the width again.
+DPI = 128
+DOTS_BELOW = 30
+"""Curves of fewer points show a dot at each of them."""
+FEWEST_TICKS = 4
+THOUSANDS_FROM = 10_000
+"""Axes that reach this far are written in thousands and millions: 250k, 1.5M."""
 Number = float | int
 Curve = tuple[Sequence[Number], Sequence[Number]]
 
 
-def ticks(low: Number, high: Number, wanted: int = 5) -> list[float]:
-    """Round numbers between low and high, about `wanted` of them."""
-    span = (high - low) or 1.0
-    step = 10.0 ** np.floor(np.log10(span / wanted))
-    step = next(step * factor for factor in (1, 2, 5, 10) if span / (step * factor) <= wanted + 0.5)
-    first = np.ceil(low / step - 1e-9)
-    # Adding zero turns -0.0 into 0.0.
-    return [float(step * k) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+def _colour(colour: tuple[int, int, int]) -> tuple[float, float, float]:
+    red, green, blue = colour
+    return red / 255, green / 255, blue / 255
 
 
-class _Axes:
-    """A white canvas with a frame, ticks and a title, which maps data to pixels."""
+def _palette(number: int) -> tuple[float, float, float]:
+    return _colour(COLOURS[number % len(COLOURS)])
 
-    def __init__(
-        self,
-        x: tuple[Number, Number],
-        y: tuple[Number, Number],
-        size: tuple[int, int],
-        labels: tuple[str, str, str],
-        x_ticks: Sequence[tuple[Number, str]] | None = None,
-    ) -> None:
-        title, x_label, y_label = labels
-        y_ticks = [(v, f"{v:.6g}") for v in ticks(*y)]
-        self.x, self.y, self.size = x, y, size
-        self.left = PAD + max([text_width(text, 11) for _, text in y_ticks], default=0) + 6
-        self.right, self.top, self.bottom = size[0] - 2 * PAD, 44, size[1] - 40
-        self.canvas = Image.new("RGB", (size[0] * SMOOTH, size[1] * SMOOTH), "white")
-        self.pen = ImageDraw.Draw(self.canvas)
-        self.texts: list[tuple[Number, Number, str, tuple[int, int, int], int, str]] = [
-            (PAD, 4, title, INK, 14, "la"),
-            (PAD, 25, y_label, FAINT, 12, "la"),
-            (self.right, size[1] - 19, x_label, FAINT, 12, "ra"),
-        ]
-        for value, text in y_ticks:
-            self.line([(x[0], value), (x[1], value)], GRID, 1)
-            self.texts.append((self.left - 5, self.at(0, value)[1] / SMOOTH, text, FAINT, 11, "rm"))
-        for value, text in x_ticks if x_ticks is not None else [(v, f"{v:.6g}") for v in ticks(*x, wanted=8)]:
-            self.texts.append((self.at(value, 0)[0] / SMOOTH, self.bottom + 4, text, FAINT, 11, "ma"))
 
-    def at(self, x: Number, y: Number) -> tuple[Number, Number]:
-        """Data to pixels of the large canvas."""
-        across = self.left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.right - self.left)
-        up = self.bottom - (y - self.y[0]) / (self.y[1] - self.y[0]) * (self.bottom - self.top)
-        return across * SMOOTH, up * SMOOTH
+def _points(pixels: Number) -> float:
+    """Pixels in matplotlib's unit of sizes, 1/72 inch."""
+    return pixels * 72 / DPI
 
-    def line(self, points: Sequence[tuple[Number, Number]], colour: tuple[int, int, int], width: Number) -> None:
-        """A line through data points."""
-        self.pen.line([self.at(*point) for point in points], colour, round(width * SMOOTH), joint="curve")
 
-    def dot(self, point: tuple[Number, Number], colour: tuple[int, int, int], radius: Number) -> None:
-        """A filled circle at a data point."""
-        centre = self.at(*point)
-        self.pen.ellipse([v + sign * radius * SMOOTH for sign in (-1, 1) for v in centre], colour)
+def ticks(low: Number, high: Number, wanted: int = 5, whole: bool = False) -> list[float]:
+    """Returns round numbers from low to high: about `wanted` of them, and at least four where that is possible.
 
-    def shade(self, edge: Sequence[tuple[Number, Number]], colour: tuple[int, int, int]) -> None:
-        """Fills what a closed line of data points goes around, so that what lies below shows through."""
-        mask = Image.new("L", self.canvas.size)
-        ImageDraw.Draw(mask).polygon([self.at(*point) for point in edge], 50)
-        self.canvas.paste(Image.new("RGB", self.canvas.size, colour), mask=mask)
+    Args:
+        low: lower end of the axis.
+        high: upper end of the axis.
+        wanted: most intervals between them.
+        whole: leaves out what is not a whole number, for an axis that counts; then there may be fewer than four.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    fewest = min(FEWEST_TICKS, wanted)
+    if whole:
+        fewest = max(1, min(fewest, int(np.floor(high) - np.ceil(low)) + 1))
+    locator = MaxNLocator(wanted, steps=[1, 2, 5, 10], integer=whole, min_n_ticks=fewest)
+    # The locator goes one step beyond the ends. Adding zero turns -0.0 into 0.0.
+    room = 1e-9 * (high - low)
+    return [float(v) + 0.0 for v in locator.tick_values(low, high) if low - room <= v <= high + room]
+
+
+def _set_ticks(axis: Any, limits: tuple[Number, Number], wanted: int, whole: bool = False) -> None:
+    """Puts round ticks on an axis; large numbers are written in thousands and millions."""
+    from matplotlib.ticker import EngFormatter, ScalarFormatter
+
+    low, high = sorted(limits)
+    axis.set_ticks(ticks(low, high, wanted, whole))
+    if max(abs(low), abs(high)) >= THOUSANDS_FROM:
+        axis.set_major_formatter(EngFormatter(sep=""))
+        return
+    formatter = ScalarFormatter(useOffset=False)
+    formatter.set_powerlimits((-4, 5))
+    axis.set_major_formatter(formatter)
+    axis.get_offset_text().set_fontsize(_points(11))
+
+
+class _Chart:
+    """A figure of exactly `size` pixels with one pair of axes: title above, names and units on the axes."""
+
+    def __init__(self, size: tuple[int, int], title: str, x_label: str, y_label: str) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.size = size
+        self.figure = Figure((size[0] / DPI, size[1] / DPI), DPI, layout="constrained", facecolor="white")
+        self.canvas = FigureCanvasAgg(self.figure)
+        self.axes: Axes = self.figure.add_subplot()
+        if title:
+            left = 8 / size[0]
+            self.figure.suptitle(title, x=left, ha="left", fontsize=_points(14), color=_colour(INK), wrap=True)
+        label = {"fontsize": _points(12), "color": _colour(INK)}
+        self.axes.set_xlabel(x_label, **label)
+        self.axes.set_ylabel(y_label, **label)
+        self.axes.tick_params(labelsize=_points(11), labelcolor=_colour(INK), color=_colour(FAINT), width=0.6, length=2)
+        self.axes.spines[["top", "right"]].set_visible(False)
+        for spine in self.axes.spines.values():
+            spine.set_color(_colour(FAINT))
+            spine.set_linewidth(0.6)
+        self.axes.grid(True, "major", "y", color=_colour(GRID), linewidth=0.6)
+        self.axes.set_axisbelow(True)
 
     def legend(self, names: Sequence[str]) -> None:
-        """Names in their colours, at the upper right."""
-        x = self.right
-        for number, name in reversed(list(enumerate(names))):
-            self.texts.append((x, 25, name, COLOURS[number % len(COLOURS)], 12, "ra"))
-            x -= text_width(name, 12) + 2 * PAD
+        """Names what is drawn, above the axes, in as many columns as there is room for."""
+        named = [name for name in names if name]
+        if not named:
+            return
+        column = max(text_width(name, 12) for name in named) + 48
+        self.axes.legend(
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=max(1, min(len(named), (self.size[0] - 60) // column)),
+            fontsize=_points(12),
+            frameon=False,
+            borderaxespad=0.1,
+            handlelength=1.4,
+            columnspacing=1.4,
+            handletextpad=0.5,
+        )
 
     def picture(self) -> Picture:
-        """The finished chart: drawn large, made smaller for smooth lines, and only then written on."""
-        frame = (self.left, self.top, self.right, self.bottom)
-        self.pen.line([(frame[0] * SMOOTH, frame[1] * SMOOTH), (frame[0] * SMOOTH, frame[3] * SMOOTH)], FAINT, SMOOTH)
-        self.pen.line([(frame[0] * SMOOTH, frame[3] * SMOOTH), (frame[2] * SMOOTH, frame[3] * SMOOTH)], FAINT, SMOOTH)
-        canvas = self.canvas.resize(self.size, Image.Resampling.LANCZOS)
-        draw = ImageDraw.Draw(canvas)
-        for x, y, text, colour, size, anchor in self.texts:
-            draw.text((x, y), text, colour, font(size), anchor=anchor)
-        return np.asarray(canvas)
+        """Returns the finished chart."""
+        self.canvas.draw()
+        return np.array(self.canvas.buffer_rgba())[..., :3].copy()
 
 
-def _range(values: Sequence[Number], zero: bool = False) -> tuple[Number, Number]:
-    finite = [v for v in values if np.isfinite(v)] + ([0.0] if zero else []) or [0.0, 1.0]
+def _limits(values: Sequence[Number], zero: bool = False) -> tuple[float, float]:
+    """Returns ends of an axis with a little room on both sides of what is finite; `zero` is one of the values."""
+    finite = [float(v) for v in values if np.isfinite(v)] + ([0.0] if zero else []) or [0.0, 1.0]
     low, high = min(finite), max(finite)
     room = 0.06 * (high - low) or max(abs(high), 1.0) * 0.1
-    return (0.0 if zero and low >= 0 else low - room), high + room
+    return (0.0 if zero and low >= 0 else low - room), (0.0 if zero and high <= 0 < -low else high + room)
+
+
+def _finite(values: Sequence[Number]) -> np.ndarray:
+    """Values as an array with a gap (NaN) for each that is not finite."""
+    array = np.asarray(values, np.float64)
+    return np.where(np.isfinite(array), array, np.nan)
+
+
+def _dotted(y: np.ndarray) -> list[int]:
+    """Indices of points that get a dot: those of runs between gaps that are short, so that a single one is seen."""
+    known = np.isfinite(y)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], known, [False]]).astype(int)))
+    runs = zip(edges[::2], edges[1::2], strict=True)
+    return [int(k) for first, last in runs if last - first < DOTS_BELOW for k in range(first, last)]
 
 
 def line_chart(
@@ -110,36 +158,48 @@ def line_chart(
     y_label: str = "",
     size: tuple[int, int] = (640, 320),
 ) -> Picture:
-    """Curves in one frame, named in their colours.
+    """Draws curves in one frame, each with its name in the legend.
 
     Args:
-        curves: name -> (x, y) of equal lengths; values that are not finite leave a gap. A single point is a dot.
-        title: one line above; x_label and y_label name the axes.
-        y_label: see title.
-        x_label: see title.
+        curves: name -> (x, y) of equal lengths; values that are not finite leave a gap. A single point is a dot. An
+            empty name has no place in the legend.
+        title: above the frame.
+        x_label: what runs to the right, with its unit.
+        y_label: what is drawn, with its unit.
         size: (width, height) in pixels.
     """
-    across = _range([v for x, _ in curves.values() for v in x])
+    chart = _Chart(size, title, x_label, y_label)
     xs = [v for x, _ in curves.values() for v in x]
-    if len(set(xs)) > 1:
-        across = (min(xs), max(xs))
-    # Steps are counted: no tick stands between two of them.
-    whole = None if any(v % 1 for v in xs) else [(v, f"{v:.6g}") for v in ticks(*across, wanted=8) if not v % 1]
-    axes = _Axes(across, _range([v for _, y in curves.values() for v in y]), size, (title, x_label, y_label), whole)
-    for number, (x, y) in enumerate(curves.values()):
-        colour, run = COLOURS[number % len(COLOURS)], []
-        for point in [*zip(x, y, strict=True), (0.0, np.nan)]:
-            if np.isfinite(point[1]):
-                run.append(point)
-                continue
-            if len(run) > 1:
-                axes.line(run, colour, 2)
-            for centre in (axes.at(*point) for point in run if len(run) < 30):
-                radius = 3 * SMOOTH
-                axes.pen.ellipse([(v - radius) for v in centre] + [(v + radius) for v in centre], colour)
-            run = []
-    axes.legend(list(curves))
-    return axes.picture()
+    across = (min(xs), max(xs)) if len(set(xs)) > 1 else _limits(xs)
+    up = _limits([v for _, y in curves.values() for v in y])
+    for number, (name, (x, y)) in enumerate(curves.items()):
+        values = _finite(y)
+        dots = _dotted(values)
+        chart.axes.plot(
+            _finite(x),
+            values,
+            color=_palette(number),
+            linewidth=1.2,
+            marker="o" if dots else "",
+            markersize=3,
+            markevery=dots,
+            label=name or "_nolegend_",
+            clip_on=False,
+        )
+    chart.axes.set_xlim(*across)
+    chart.axes.set_ylim(*up)
+    _set_ticks(chart.axes.xaxis, across, _ticks_across(size), whole=not any(v % 1 for v in xs))
+    _set_ticks(chart.axes.yaxis, up, _ticks_up(size))
+    chart.legend(list(curves))
+    return chart.picture()
+
+
+def _ticks_across(size: tuple[int, int]) -> int:
+    return int(np.clip(size[0] // 80, FEWEST_TICKS, 8))
+
+
+def _ticks_up(size: tuple[int, int]) -> int:
+    return int(np.clip(size[1] // 50, FEWEST_TICKS, 8))
 
 
 @dataclass(frozen=True)
@@ -170,52 +230,50 @@ def band_chart(
     y_label: str = "",
     size: tuple[int, int] = (760, 380),
 ) -> Picture:
-    """Curves with shaded bands around them, named in their colours, from x = 0 on; later ones lie over earlier ones.
+    """Draws curves with shaded bands around them, from x = 0 on; later ones lie over earlier ones.
 
     Args:
         bands: name -> band.
         levels: name -> height of a broken line across the whole width.
         point: (x, y, half-width) of one dot with an upright bar, as of a mean with its interval.
-        title: one line above; x_label and y_label name the axes.
-        x_label: see title.
-        y_label: see title.
+        title: above the frame.
+        x_label: what runs to the right, with its unit.
+        y_label: what is drawn, with its unit.
         size: (width, height) in pixels.
     """
-    levels = levels or {}
+    chart, levels = _Chart(size, title, x_label, y_label), levels or {}
     xs = [v for band in bands.values() for v in band.x] + ([point[0]] if point else [])
     ys = [v for band in bands.values() for v in (*band.low, *band.high)] + list(levels.values())
     ys += [point[1] - point[2], point[1] + point[2]] if point else []
-    top = max(xs, default=1) or 1
-    across = [(v, _short(v)) for v in ticks(0, top, wanted=8)]
-    axes = _Axes((0, top), _range(ys), size, (title, x_label, y_label), across)
+    across, up = (0, max(xs, default=1) or 1), _limits(ys)
     for number, band in enumerate(bands.values()):
-        edge = [*zip(band.x, band.high, strict=True), *reversed([*zip(band.x, band.low, strict=True)])]
-        if len(band.x) > 1:
-            axes.shade(edge, COLOURS[number % len(COLOURS)])
-    for number, level in enumerate(levels.values(), len(bands)):
-        for dash in range(0, 60, 2):
-            axes.line([(top * dash / 60, level), (top * (dash + 1) / 60, level)], COLOURS[number % len(COLOURS)], 1.5)
-    for number, band in enumerate(bands.values()):
-        colour, points = COLOURS[number % len(COLOURS)], [*zip(band.x, band.mean, strict=True)]
-        if len(points) > 1:
-            axes.line(points, colour, 2)
-        if band.bold or len(points) == 1:
-            for one in points:
-                axes.dot(one, colour, 2.5)
+        chart.axes.fill_between(
+            _finite(band.x), _finite(band.low), _finite(band.high), color=_palette(number), alpha=0.2, linewidth=0
+        )
+    for number, (name, band) in enumerate(bands.items()):
+        dots = "o" if band.bold or len(band.x) == 1 else ""
+        chart.axes.plot(
+            _finite(band.x),
+            _finite(band.mean),
+            color=_palette(number),
+            linewidth=1.2,
+            marker=dots,
+            markersize=2.5,
+            label=name,
+            clip_on=False,
+        )
+    for number, (name, level) in enumerate(levels.items(), len(bands)):
+        chart.axes.axhline(level, color=_palette(number), linewidth=1.0, linestyle="--", label=name)
     if point is not None:
         x, y, half = point
-        axes.line([(x, y - half), (x, y + half)], INK, 2)
-        axes.dot((x, y), INK, 4)
-    axes.legend([*bands, *levels])
-    return axes.picture()
-
-
-def _short(value: Number) -> str:
-    """A tick of many steps: 250k, 1.5M."""
-    for unit, letter in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit:
-            return f"{value / unit:.6g}{letter}"
-    return f"{value:.6g}"
+        ink = _colour(INK)
+        chart.axes.errorbar([x], [y], [half], fmt="o", color=ink, markersize=4, elinewidth=1.2, zorder=5, clip_on=False)
+    chart.axes.set_xlim(*across)
+    chart.axes.set_ylim(*up)
+    _set_ticks(chart.axes.xaxis, across, _ticks_across(size), whole=not any(v % 1 for v in xs))
+    _set_ticks(chart.axes.yaxis, up, _ticks_up(size))
+    chart.legend([*bands, *levels])
+    return chart.picture()
 
 
 def scatter_chart(
@@ -225,26 +283,36 @@ def scatter_chart(
     y_label: str = "",
     size: tuple[int, int] = (360, 320),
 ) -> Picture:
-    """Clouds of points in one frame, with the line on which x = y; points that are not finite are left out.
+    """Draws clouds of points on equal axes, with the line on which x = y; points that are not finite are left out.
 
     Args:
         points: name -> (x, y) of equal lengths.
-        title: one line above; x_label and y_label name the axes.
-        y_label: see title.
-        x_label: see title.
+        title: above the frame.
+        x_label: what runs to the right, with its unit.
+        y_label: what runs up, in the same unit.
         size: (width, height) in pixels.
     """
-    limits = _range([v for x, y in points.values() for v in (*x, *y)])
-    axes = _Axes(limits, limits, size, (title, x_label, y_label))
-    axes.line([(limits[0], limits[0]), (limits[1], limits[1])], FAINT, 1)
-    for number, (x, y) in enumerate(points.values()):
-        for point in zip(x, y, strict=True):
-            if np.isfinite(point).all():
-                centre, radius = axes.at(*point), 1.5 * SMOOTH
-                box = [v - radius for v in centre] + [v + radius for v in centre]
-                axes.pen.ellipse(box, COLOURS[number % len(COLOURS)])
-    axes.legend(list(points))
-    return axes.picture()
+    chart = _Chart(size, title, x_label, y_label)
+    limits = _limits([v for x, y in points.values() for v in (*x, *y)])
+    for number, (name, (x, y)) in enumerate(points.items()):
+        chart.axes.plot(
+            _finite(x),
+            _finite(y),
+            color=_palette(number),
+            linestyle="",
+            marker="o",
+            markersize=_points(3),
+            markeredgewidth=0,
+            label=name or "_nolegend_",
+        )
+    chart.axes.plot(limits, limits, color=_colour(FAINT), linewidth=0.7, linestyle="--", label="equal")
+    chart.axes.set_xlim(*limits)
+    chart.axes.set_ylim(*limits)
+    count = min(_ticks_across(size), _ticks_up(size))
+    _set_ticks(chart.axes.xaxis, limits, count)
+    _set_ticks(chart.axes.yaxis, limits, count)
+    chart.legend([*points, "equal"])
+    return chart.picture()
 
 
 def bar_chart(
@@ -255,16 +323,29 @@ def bar_chart(
     y_label: str = "",
     size: tuple[int, int] = (800, 280),
 ) -> Picture:
-    """One bar a value, its name below it; values that are not finite are left out."""
-    shown = [(k, text) for k, text in enumerate(names)]
+    """Draws one bar for each value, its name below it; values that are not finite are left out.
+
+    Args:
+        values: heights, from zero.
+        names: one for each; as many are written as there is room for.
+        title: above the frame.
+        x_label: what the names are of.
+        y_label: what the heights are, with its unit.
+        size: (width, height) in pixels.
+    """
+    chart = _Chart(size, title, x_label, y_label)
     room = (size[0] - 60) / max(len(names), 1)
-    every = int(np.ceil(max([text_width(text, 11) + 4 for text in names], default=1) / room))
-    axes = _Axes((-0.6, len(values) - 0.4), _range(values, zero=True), size, (title, x_label, y_label), shown[::every])
-    for k, value in enumerate(values):
-        if np.isfinite(value):
-            (x0, y0), (x1, y1) = axes.at(k - 0.4, max(value, 0.0)), axes.at(k + 0.4, min(value, 0.0))
-            axes.pen.rectangle((x0, y0, x1, y1), COLOURS[0])
-    return axes.picture()
+    widest = max([text_width(text, 11) + 6 for text in names], default=1)
+    every = max(1, int(np.ceil(widest / room)))
+    up = _limits(values, zero=True)
+    chart.axes.bar(range(len(values)), _finite(values), 0.8, color=_palette(0))
+    if up[0] < 0:
+        chart.axes.axhline(0, color=_colour(FAINT), linewidth=0.6)
+    chart.axes.set_xlim(-0.6, max(len(values), 1) - 0.4)
+    chart.axes.set_ylim(*up)
+    chart.axes.set_xticks(range(0, len(names), every), names[::every])
+    _set_ticks(chart.axes.yaxis, up, _ticks_up(size))
+    return chart.picture()
 
 
 def heat_map(
@@ -273,36 +354,39 @@ def heat_map(
     title: str = "",
     x_label: str = "",
     size: tuple[int, int] = (800, 280),
+    y_label: str = "",
+    value_label: str = "",
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Numbers as colours: blue below zero, white at zero, orange above, full colour at the largest magnitude.
+    """Draws numbers as colours: blue below zero, white at zero, orange above; the bar at the right says how much.
 
     Args:
-        values: one row of cells a row; columns run to the right (time, as a rule).
+        values: one row of cells a row; columns run to the right (time, as a rule). What is not finite is grey.
         names: a name for each row, written as room allows; empty for none.
-        title: one line above; the largest magnitude is added to it.
-        x_label: what runs to the right.
+        title: above the frame.
+        x_label: what runs to the right, with its unit.
         size: (width, height) in pixels.
+        y_label: what the rows are.
+        value_label: what the colours are, with its unit.
     """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    chart = _Chart(size, title, x_label, y_label)
     rows, columns = values.shape
-    finite = np.nan_to_num(values)
-    top = float(np.abs(finite).max()) or 1.0
-    share = (finite / top)[..., None]
-    low, high = np.array([0, 90, 160]), np.array([205, 85, 0])
-    coloured = 255 + share.clip(0, 1) * (high - 255) + (-share).clip(0, 1) * (low - 255)
-    left = PAD + max([text_width(name, 11) for name in names], default=0) + 6
-    canvas = Image.new("RGB", size, "white")
-    area = (size[0] - left - 2 * PAD, size[1] - 28 - 40)
-    cells = Image.fromarray(coloured.round().astype(np.uint8)).resize(area, Image.Resampling.NEAREST)
-    canvas.paste(cells, (left, 28))
-    draw = ImageDraw.Draw(canvas)
-    draw.rectangle((left - 1, 27, left + area[0], 28 + area[1]), outline=FAINT)
-    draw.text((PAD, 4), f"{title}   (full colour at {top:.3g})".strip(), INK, font(14))
-    draw.text((left + area[0], size[1] - 19), x_label, FAINT, font(12), anchor="ra")
-    every = max(1, int(np.ceil(13 * rows / area[1])))
-    for row, name in list(enumerate(names))[::every]:
-        draw.text((left - 5, 28 + (row + 0.5) * area[1] / rows), name, FAINT, font(11), anchor="rm")
-    for value in ticks(0, columns - 1, wanted=8):
-        draw.text(
-            (left + (value + 0.5) * area[0] / columns, 32 + area[1]), f"{value:.6g}", FAINT, font(11), anchor="ma"
-        )
-    return np.asarray(canvas)
+    shown = np.ma.masked_invalid(np.asarray(values, np.float64))
+    top = float(np.ma.max(np.ma.abs(shown))) if shown.count() else 0.0
+    top = top or 1.0
+    stops = [_colour(stop) for stop in (COLOURS[0], (255, 255, 255), ACCENT)]
+    colours = LinearSegmentedColormap.from_list("blue-white-orange", stops).with_extremes(bad=_colour((190, 190, 190)))
+    image = chart.axes.imshow(shown, colours, vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
+    chart.axes.grid(False)
+    chart.axes.set_xticks(ticks(0, columns - 1, _ticks_across(size), whole=True) if columns > 1 else [0])
+    every = max(1, int(np.ceil(14 * rows / max(size[1] - 80, 1))))
+    chart.axes.set_yticks(range(0, len(names), every), names[::every])
+    low = -top if shown.count() and shown.min() < 0 else 0.0
+    bar = chart.figure.colorbar(image, ax=chart.axes, pad=0.01, aspect=15)
+    bar.ax.set_ylim(low, top)
+    bar.ax.tick_params(labelsize=_points(11), length=2, width=0.6, color=_colour(FAINT))
+    _set_ticks(bar.ax.yaxis, (low, top), FEWEST_TICKS)
+    bar.set_label(value_label, fontsize=_points(12))
+    bar.outline.set_linewidth(0.6)  # type: ignore[operator]
+    return chart.picture()

@@ -1,6 +1,5 @@
-"""What M believes: it watches a few images of a held-out episode, then dreams on with the recorded actions."""
+"""M's open-loop predictions: it sees a few images of a held-out episode, then dreams on with the recorded actions."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,72 +15,27 @@ from datamodules.samplers import UniformWindows
 from datamodules.store import EpisodeStore
 from wmlightning.pictures.book import LogPictures, PictureBook
 from wmlightning.pictures.charts import line_chart
-from wmlightning.pictures.images import Picture, code_kl, evenly, split_embeds, stack, table, to_frames
-from wmlightning.pictures.open_loop import HORIZONS, OpenLoop, open_loop
+from wmlightning.pictures.images import Picture, code_kl, split_embeds, stack
+from wmlightning.pictures.open_loop import HORIZONS, Row, open_loop, open_loop_frames, open_loop_strips
 
 WINDOWS = 16
 """Windows that the curves are averaged over."""
-
-
-def _rows(model: Any, loop: OpenLoop, columns: Sequence[int]) -> dict[str, np.ndarray]:
-    """Truth, reconstruction and dream of ONE window at some rows of it."""
-    context, chosen = loop.context, list(columns)
-    features = loop.posterior.features[0]
-    dreamt = torch.cat([features[:context], loop.dream.features[0]])
-    rows = {} if loop.truth is None else {"truth": to_frames(loop.truth[0, chosen])}
-    rows["recon-\nstruction"] = to_frames(model.decode(features[chosen]))
-    rows["dream"] = to_frames(model.decode(dreamt[chosen]))
-    return rows
-
-
-def dream_strips(model: Any, loop: OpenLoop, columns: int = 10) -> Picture:
-    """Truth, reconstruction and dream over time, for each window; the rule stands where the dream begins.
-
-    Args:
-        model: a `LatentModel`.
-        loop: what `open_loop` returned.
-        columns: dreamt rows shown, evenly spread; two watched ones stand before them.
-    """
-    context, horizon = loop.context, loop.dream.deter.shape[1]
-    watched = evenly(context, 2)
-    chosen = watched + [context + k for k in evenly(horizon, columns)]
-    captions = [f"{row - context + 1:+d}" if row != context - 1 else "0" for row in chosen]
-    tables = []
-    for window in range(len(loop.embeds)):
-        title, note = (
-            f"Held-out window {window}",
-            "left of the rule M watches; right of it M dreams, with recorded actions",
-        )
-        rows = _rows(model, loop[window : window + 1], chosen)
-        tables.append(table(rows, captions, title, note, divide_at=len(watched)))
-    return stack(tables, gap=6)
-
-
-def dream_frames(model: Any, loop: OpenLoop) -> list[Picture]:
-    """The same as moving pictures: one row of truth | reconstruction | dream a window, all windows at once."""
-    context, total = loop.context, loop.embeds.shape[1]
-    windows = [_rows(model, loop[k : k + 1], range(total)) for k in range(len(loop.embeds))]
-    names = [name.replace("-\n", "") for name in windows[0]]
-    frames = []
-    for row in range(total):
-        title = f"watching {row - context + 1}" if row < context else f"dreaming +{row - context + 1}"
-        rows = {" " * k: np.stack([frames[row] for frames in window.values()]) for k, window in enumerate(windows)}
-        frames.append(table(rows, names, title))
-    return frames
+ROWS: tuple[Row, ...] = ("truth", "reconstruction", "prediction")
+"""What is drawn of a window, in strips and in the film."""
 
 
 def horizon_curves(model: Any, batch: Batch, context: int, horizon: int, paths: int = 16) -> dict[str, Tensor]:
-    """How well an MDN-RNN foretells codes, 1 to H decisions ahead; means over windows and dimensions, each (H,).
+    """Returns how well an MDN-RNN predicts codes, 1 to H steps ahead; means over windows and dimensions, each (H,).
 
     `nll`: nats per dimension of V's code under the mixture, averaged over `paths` dreams before the logarithm;
-    `watching_nll`: the same one decision ahead with every image seen, at the same rows. `error`: root mean square
-    distance from V's mean to the dream's mean, on dimensions with a KL above 0.1 nats; `copy_error`: the same for
-    the last code seen.
+    `watching_nll`: the same one step ahead with every image seen, at the same rows. `error`: root mean square distance
+    from V's mean to the dream's mean, on dimensions with a KL above 0.1 nats; `copy_error`: the same for the last code
+    seen.
 
     Args:
         model: an `MDNRNN`.
         batch: windows (B, T, ...), T at least context + horizon, on the model's device.
-        context: rows watched.
+        context: rows seen.
         horizon: rows dreamt, H.
         paths: dreams from each window.
     """
@@ -112,29 +66,31 @@ def horizon_curves(model: Any, batch: Batch, context: int, horizon: int, paths: 
 
 
 def horizon_chart(curves: dict[str, Tensor]) -> Picture:
-    """The curves of `horizon_curves` as two charts."""
+    """Draws the curves of `horizon_curves` as two charts."""
     steps = list(range(1, len(curves["nll"]) + 1))
 
     def chart(named: dict[str, str], title: str, unit: str) -> Picture:
         lines = {name: (steps, curves[key].tolist()) for name, key in named.items()}
-        return line_chart(lines, title, "decisions ahead", unit, (760, 280))
+        return line_chart(lines, title, "steps after the last image seen", unit, (760, 280))
 
     nll = chart(
-        {"dreaming": "nll", "watching": "watching_nll"}, "Negative log-likelihood of V's code", "nats per dimension"
+        {"open loop (actions alone)": "nll", "one step ahead (every image seen)": "watching_nll"},
+        "Negative log-likelihood of V's code, held-out windows",
+        "nats per dimension",
     )
     error = chart(
-        {"dreaming": "error", "copying the last code": "copy_error"},
-        "Error of the mean, on dimensions with a KL above 0.1",
-        "root mean square, in units of z",
+        {"open loop (actions alone)": "error", "copy of the last code seen": "copy_error"},
+        "Error of the predicted mean code, dimensions with a KL above 0.1 nats, held-out windows",
+        "RMS error (units of z)",
     )
     return stack([nll, error], gap=8)
 
 
 class LogDreams(LogPictures):
-    """Draws what a world model dreams beside what happened, always for the same held-out windows.
+    """Draws what M dreams beside what happened, always for the same held-out windows.
 
-    `mdn_rnn/dreams`: truth, reconstruction and dream over time; `mdn_rnn/dreams_moving`: the same side by side, as an
-    animated GIF. `mdn_rnn/horizons`: negative log-likelihood and error by decisions ahead; a few of them as scalars
+    `mdn_rnn/dreams`: truth, reconstruction and prediction over time; `mdn_rnn/dreams_moving`: the same side by side, as
+    an animated GIF. `mdn_rnn/horizons`: negative log-likelihood and error by steps ahead; a few of them as scalars
     `mdn_rnn/dream_nll_h1`, `mdn_rnn/dream_error_h1`, and so on.
 
     Args:
@@ -142,7 +98,7 @@ class LogDreams(LogPictures):
         pixels: folder of the episode store with the images; needed for the row "truth" where M trains on a store of
             codes, which holds no images.
         windows: windows drawn.
-        context: rows watched before the dream.
+        context: rows seen before the dream.
         horizon: rows dreamt.
         columns: dreamt rows in the strip, evenly spread.
     """
@@ -161,16 +117,16 @@ class LogDreams(LogPictures):
         self.context, self.horizon, self.columns = context, horizon, columns
 
     def draw(self, trainer: Trainer, stage: Any, book: PictureBook, step: int) -> None:
-        """Draws strips, GIF and curves, and logs the scalars."""
+        """Draws strips, film and curves, and logs the scalars."""
         batch = self.held_out(trainer)
         if batch is None:
             return
         batch = batch.to(stage.device)
         horizon = min(self.horizon, batch.shape[1] - self.context)
         loop = open_loop(stage, batch.map(lambda tensor: tensor[: self.windows]), self.context, horizon)
-        book.add("mdn_rnn/dreams", dream_strips(stage, loop, self.columns), step)
+        book.add("mdn_rnn/dreams", open_loop_strips(stage, loop, ROWS, self.columns), step)
         # Two windows keep the file under a megabyte.
-        book.add_gif("mdn_rnn/dreams_moving", dream_frames(stage, loop[:2]), step)
+        book.add_gif("mdn_rnn/dreams_moving", open_loop_frames(stage, loop[:2], ROWS), step)
         curves = horizon_curves(stage, batch, self.context, horizon)
         book.add("mdn_rnn/horizons", horizon_chart(curves), step)
         named = {"nll": curves["nll"].tolist(), "error": curves["error"].tolist()}
@@ -185,7 +141,7 @@ class LogDreams(LogPictures):
         )
 
     def held_out(self, trainer: Trainer) -> Batch | None:
-        """Held-out windows, each of one episode: from `pixels` if it is given, otherwise from the run's data."""
+        """Returns held-out windows, each of one episode: from `pixels` if given, otherwise from the run's data."""
         if not self._looked:
             batch = super().held_out(trainer) if self.pixels is None else self._pixel_windows(trainer)
             self._looked = True

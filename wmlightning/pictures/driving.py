@@ -1,4 +1,4 @@
-"""How C drives: the present mean in the real environment or in its dream, and its fitness over the generations."""
+"""Films of C at work, in the real environment or in its dream, and its fitness over the generations."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from wmlightning.pictures.films import film, play
 from wmlightning.pictures.images import Picture
 
 CURVES = {
-    "best": ("controller/fitness_best", "best candidate"),
-    "mean": ("controller/fitness_mean", "average candidate"),
-    "evaluated": ("controller/evaluated_return", "distribution's mean, evaluated"),
+    "best": ("controller/fitness_best", "fitness of the best candidate"),
+    "mean": ("controller/fitness_mean", "mean fitness of the candidates"),
+    "evaluated": ("controller/evaluated_return", "return of the distribution's mean"),
 }
-"""What the chart shows: metric of the stage, and its name in the chart."""
+"""Curves of the chart: metric of the stage, and its name in the legend."""
 
 
 def drive(policy: Policy, environment: EnvFactory, seed: int, frames: int = 150, note: str = "") -> list[Picture]:
-    """Plays one episode and returns its pictures, with step and return written below each.
+    """Plays one episode and returns its images, with step and return written below each.
 
     Args:
         policy: how to act.
@@ -48,14 +48,14 @@ def drive_dream(
     frames: int = 150,
     note: str = "",
 ) -> list[Picture]:
-    """Dreams one episode and returns its decoded pictures, captioned as those of `drive`.
+    """Dreams one episode and returns its decoded images, captioned as those of `drive`.
 
     Args:
         model: the world dreamt in.
         policy: a `LatentPolicy`; its controller acts on the dream's own states.
-        dream: what the dream is like.
+        dream: rules of the dream: temperature, length, reward.
         starts: embeds of first frames, (S, E).
-        seed: names first frame and noise.
+        seed: of first frame and noise.
         frames: longer dreams are thinned out to this many, evenly.
         note: put before step and return.
     """
@@ -81,10 +81,10 @@ def _actions(policy: Any) -> Callable[[np.ndarray], Any]:
 
 
 class LogFilms(LogPictures):
-    """Shows the controller at work (abstract): a GIF of the present mean, and `controller/fitness`, a chart.
+    """Films the controller (abstract), an episode of the distribution's mean, and draws `controller/fitness`, a chart.
 
-    The episode is always the same one, so that films can be compared. The chart's numbers are kept in the checkpoint,
-    so that a resumed run draws the whole curve.
+    The film is always of the same episode, so that films can be compared. The chart's numbers are kept in the
+    checkpoint, so that a resumed run draws the whole curve.
 
     Args:
         every: generations between two drawings; 0 draws only when training ends.
@@ -99,21 +99,21 @@ class LogFilms(LogPictures):
         self.history: dict[str, list[list[float]]] = {name: [] for name in CURVES}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Notes the generation's numbers down, and draws when it is due."""
+        """Keeps the generation's numbers for the chart, and draws when it is due."""
         generation, metrics = trainer.global_step, trainer.callback_metrics
         evaluated = pl_module.evaluate_every and generation % pl_module.evaluate_every == 0
         for name, (metric, _) in CURVES.items():
-            # A metric that is not logged anew keeps its last value.
+            # `callback_metrics` keeps the last value of a metric that this generation did not log.
             if metric in metrics and (name != "evaluated" or evaluated):
                 self.history[name].append([float(generation), float(metrics[metric])])
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def state_dict(self) -> dict[str, Any]:
-        """The curves so far."""
+        """Returns the curves so far."""
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the curves of the checkpoint."""
+        """Continues the curves of the checkpoint."""
         self.history = state_dict["history"]
 
     def draw(self, trainer: Trainer, stage: Any, book: PictureBook, step: int) -> None:
@@ -124,22 +124,23 @@ class LogFilms(LogPictures):
 
     @abstractmethod
     def film(self, stage: Any, note: str) -> tuple[str, list[Picture]]:
-        """One episode of the present mean: the picture's name, and its frames."""
+        """Returns the picture's name and the frames of one episode of the present mean."""
 
     def chart(self) -> Picture:
-        """Fitness over the generations."""
+        """Draws fitness and evaluated return over the generations."""
         curves = {
             text: zip(*self.history[name], strict=True) for name, (_, text) in CURVES.items() if self.history[name]
         }
         lines = {text: (list(x), list(y)) for text, (x, y) in curves.items()}
-        return line_chart(lines, "Fitness of the population, and return of its mean", "generation", "", (760, 320))
+        title = "CMA-ES: fitness of the candidates, and return of the distribution's mean"
+        return line_chart(lines, title, "generation", "return of an episode", (760, 320))
 
 
 class LogDriving(LogFilms):
     """Films the present mean in the real environment: `controller/driving`; see `LogFilms`."""
 
     def film(self, stage: Any, note: str) -> tuple[str, list[Picture]]:
-        """One real episode; it counts nowhere."""
+        """Plays one real episode; it is neither stored nor counted."""
         film = drive(stage.policy(explore=True), stage.environment, self.seed, self.frames, note)
         return "controller/driving", film
 
@@ -147,7 +148,7 @@ class LogDriving(LogFilms):
 class LogDreamDriving(LogFilms):
     """Films the present mean in the dream it is trained in: `controller/dream`; see `LogFilms`.
 
-    What a controller exploits that lives off its model's mistakes can be seen here.
+    A controller that exploits its model's mistakes shows here what it exploits.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -160,7 +161,7 @@ class LogDreamDriving(LogFilms):
             raise ValueError("LogDreamDriving films dreams but this controller has none: use LogDriving, or set dream")
 
     def film(self, stage: Any, note: str) -> tuple[str, list[Picture]]:
-        """One dream."""
+        """Dreams one episode."""
         policy, starts = stage.policy(explore=True), stage.fitness.starts
         film = drive_dream(stage.model, policy, stage.dream, starts, self.seed, self.frames, note)
         return "controller/dream", film

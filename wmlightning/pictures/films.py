@@ -1,4 +1,4 @@
-"""One episode that is played to be looked at, and a film of it."""
+"""Plays one episode and keeps its images, for a film of it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from wmlightning.pictures.images import Picture, captioned, evenly, to_frames
 
 
 class FirstEpisode:
-    """Keeps what the first episode of a rollout shows; speaks like an `EpisodeWriter`.
+    """Keeps images and rewards of a rollout's first episode; has the methods of an `EpisodeWriter`.
 
     Attributes:
-        images: what was seen, one more than decisions.
-        rewards: those that came with the images; the first is 0.
-        terminated: whether it has ended by itself, so that nothing can follow.
+        images: observed, one more than decisions.
+        rewards: that came with the images; the first is 0.
+        terminated: whether the episode has ended by itself, so that nothing can follow.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class FirstEpisode:
 
     @property
     def decisions(self) -> int:
-        """How many have been made."""
+        """Number of actions taken."""
         return max(0, len(self.rewards) - 1)
 
     def begin(self, row: int, observation: dict[str, np.ndarray], index: int, metadata: Any = None) -> None:
-        """Starts if this is the first episode."""
+        """Starts recording if this is the first episode."""
         if index == 0:
             self.row, self.images, self.rewards = row, [observation["image"].copy()], [0.0]
 
@@ -52,11 +52,11 @@ class FirstEpisode:
             self.terminated, self.row = terminated, None if terminated or truncated else row
 
     def drop(self, row: int) -> None:
-        """What is cut off, or will begin anew, has been seen all the same."""
+        """Stops recording; the images so far are kept."""
         self.row = None if row == self.row else self.row
 
     def film(self, frames: int, note: str = "") -> list[Picture]:
-        """At most so many of the images, evenly, with `note`, step and return below."""
+        """Returns at most `frames` of the images, evenly spread, with `note`, step and return so far below each."""
         return film(self.images, np.cumsum(self.rewards), frames, note)
 
 
@@ -67,7 +67,7 @@ def play(policy: Policy, environment: EnvFactory, seed: int, decisions: int | No
         policy: how to act.
         environment: where.
         seed: environment seed.
-        decisions: most of them that are played; by default the episode's all.
+        decisions: most actions taken; None plays the episode to its end.
     """
     seen = FirstEpisode()
     with environment.vector(1) as envs:
@@ -77,6 +77,6 @@ def play(policy: Policy, environment: EnvFactory, seed: int, decisions: int | No
 
 
 def film(pictures: Sequence[Any], returns: Sequence[float] | np.ndarray, frames: int, note: str) -> list[Picture]:
-    """At most so many of the pictures, evenly, with `note`, step and return below."""
+    """Returns at most `frames` of the pictures, evenly spread, with `note`, step and return so far below each."""
     chosen = evenly(len(pictures), frames)
     return [captioned(to_frames(pictures[k]), f"{note}step {k}  return {returns[k]:.1f}") for k in chosen]

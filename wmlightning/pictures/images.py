@@ -1,6 +1,6 @@
 """Pictures as numpy arrays: rows of frames with names beside them, error maps, PNG and GIF bytes.
 
-Everything here is a pure function on uint8 arrays (H, W, 3); where pictures go is decided in `pictures.py`.
+Everything here is a pure function on uint8 arrays (H, W, 3); `book.py` decides where pictures go.
 """
 
 import io
@@ -19,6 +19,8 @@ Frames = UInt8[np.ndarray, "_ _ _ 3"]
 
 INK, FAINT, ACCENT = (30, 30, 30), (120, 120, 120), (213, 94, 0)
 PAD, GAP = 8, 2
+ERROR_NOTE = "error: white is 0, black is half the range or more"
+"""What the colours of `error_map` mean, to be written beside them."""
 
 
 def to_frames(images: Tensor | np.ndarray) -> UInt8[np.ndarray, "..."]:
@@ -39,7 +41,13 @@ def error_map(
     guess: UInt8[np.ndarray, "*lead height width 3"],
     full: float = 0.5,
 ) -> UInt8[np.ndarray, "*lead height width 3"]:
-    """Absolute error, averaged over colours: white is none, through orange and red to black at `full` of the range."""
+    """Draws the absolute error, averaged over channels: white is 0, then orange, red, and black from `full` on.
+
+    Args:
+        truth: images.
+        guess: images of the same shape.
+        full: share of the range at which the error is black.
+    """
     error = np.abs(truth.astype(np.float32) - guess.astype(np.float32)).mean(-1) / (255 * full)
     stops = np.array([[255, 255, 255], [250, 170, 90], [190, 30, 40], [20, 0, 10]], np.float32)
     channels = [np.interp(error, [0, 0.25, 0.6, 1], stops[:, channel]) for channel in range(3)]
@@ -47,23 +55,23 @@ def error_map(
 
 
 def enlarge(images: UInt8[np.ndarray, "*lead height width 3"], scale: int) -> UInt8[np.ndarray, "*lead tall wide 3"]:
-    """Repeats every pixel `scale` times both ways, so that one sees the pixels a network sees."""
+    """Repeats every pixel `scale` times both ways, so that the pixels a network sees can be seen."""
     return images.repeat(scale, -3).repeat(scale, -2)
 
 
 def scale_for(height: int, wanted: int = 112) -> int:
-    """The whole number of times a frame is enlarged to be about `wanted` pixels high: 2 at 64, 14 at 8."""
+    """Returns the whole number of times a frame is enlarged to be about `wanted` pixels high: 2 at 64, 14 at 8."""
     return max(1, round(wanted / height))
 
 
 @cache
 def font(size: int = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, so that no font file is needed."""
+    """Returns Pillow's own font, so that no font file is needed."""
     return ImageFont.load_default(size)
 
 
 def text_width(text: str, size: int = 13) -> int:
-    """Width of one line of text in pixels, rounded up."""
+    """Returns the width of one line of text in pixels, rounded up."""
     return int(np.ceil(font(size).getlength(text)))
 
 
@@ -74,13 +82,14 @@ def table(
     note: str = "",
     scale: int | None = None,
     divide_at: int | None = None,
+    column_label: str = "",
 ) -> Picture:
     """Draws rows of frames on white, each row named at its left and each column above.
 
         title                          note, in grey, after the title
-                   0      2   |   4      6        columns
-        truth     [ ]    [ ]  |  [ ]    [ ]
-        dream     [ ]    [ ]  |  [ ]    [ ]
+        column_label     0      2   |   4      6        columns
+               truth    [ ]    [ ]  |  [ ]    [ ]
+          prediction    [ ]    [ ]  |  [ ]    [ ]
 
     Args:
         rows: name -> frames (N, H, W, 3); a name may hold line breaks. All frames have one size.
@@ -89,12 +98,14 @@ def table(
         note: one line beside the title that says how to read the picture.
         scale: times each frame is enlarged; None chooses what makes small frames easy to see.
         divide_at: draws an accented rule before this column (where a dream begins).
+        column_label: what the captions of the columns are, with their unit; written at the left of them.
     """
     height, width = next(iter(rows.values()))[0].shape[:2]
     scale = scale or scale_for(height)
     height, width = height * scale, width * scale
     count = max(len(frames) for frames in rows.values())
-    left = max(text_width(line) for name in rows for line in name.split("\n")) + 2 * PAD
+    names = max(text_width(line) for name in rows for line in name.split("\n"))
+    left = max(names, text_width(column_label, 12)) + 2 * PAD
     top = (24 if title or note else PAD) + (18 if columns else 0)
     rule = 0 if divide_at is None else 3 * GAP
 
@@ -106,6 +117,8 @@ def table(
     draw = ImageDraw.Draw(canvas)
     draw.text((PAD, 4), title, INK, font(14))
     draw.text((PAD + (text_width(title, 14) + 2 * PAD if title else 0), 5), note, FAINT, font(12))
+    if columns:
+        draw.text((left - PAD, top - 17), column_label, FAINT, font(12), anchor="ra")
     for column, caption in enumerate(columns):
         draw.text((x_of(column) + width / 2, top - 17), caption, FAINT, font(12), anchor="ma")
     for row, (name, frames) in enumerate(rows.items()):
@@ -119,8 +132,24 @@ def table(
     return np.asarray(canvas)
 
 
+def reconstruction_table(
+    truth: Frames, reconstruction: Frames, title: str, columns: Sequence[str] = (), column_label: str = ""
+) -> Picture:
+    """Draws images, their reconstructions and the errors, one column an image.
+
+    Args:
+        truth: images (N, H, W, 3).
+        reconstruction: the same images as a model decodes them.
+        title: says which images they are.
+        columns: a caption for each image; empty for none.
+        column_label: what the captions are.
+    """
+    rows = {"truth": truth, "reconstruction": reconstruction, "error": error_map(truth, reconstruction)}
+    return table(rows, columns, title, ERROR_NOTE, column_label=column_label)
+
+
 def stack(pictures: Sequence[Picture], gap: int = 0) -> Picture:
-    """Pictures one under the other, on white, as wide as the widest."""
+    """Puts pictures one under the other, on white, as wide as the widest."""
     width = max(picture.shape[1] for picture in pictures)
     padded = [
         np.pad(
@@ -134,15 +163,16 @@ def stack(pictures: Sequence[Picture], gap: int = 0) -> Picture:
 
 
 def captioned(frame: Picture, text: str, scale: int | None = None) -> Picture:
-    """A frame, enlarged, with one line of text on a white bar below it; text that is too long is cut off."""
+    """Enlarges a frame and writes one line of text on a white bar below it, in smaller letters where it is long."""
     frame = enlarge(frame, scale or scale_for(frame.shape[0], 256))
     bar = Image.new("RGB", (frame.shape[1], 22), "white")
-    ImageDraw.Draw(bar).text((PAD // 2, 4), text, INK, font(13))
+    size = next((size for size in (13, 12, 11, 10) if text_width(text, size) <= frame.shape[1] - PAD), 9)
+    ImageDraw.Draw(bar).text((PAD // 2, 4), text, INK, font(size))
     return np.concatenate([frame, np.asarray(bar)])
 
 
 def encode_png(picture: Picture) -> bytes:
-    """The picture as a PNG file."""
+    """Returns the picture as a PNG file."""
     buffer = io.BytesIO()
     # `optimize` would take 20 times as long for 5% fewer bytes.
     Image.fromarray(picture).save(buffer, "PNG", compress_level=4)
@@ -156,10 +186,10 @@ def encode_gif(
     still: int = 8,
     wanted_bytes: int = 900_000,
 ) -> bytes:
-    """The frames as an endless animated GIF file, a few times smaller than Pillow alone makes it.
+    """Returns the frames as an endless animated GIF file, a few times smaller than Pillow alone makes it.
 
-    One palette serves all frames, without dithering, and a pixel that would change by a hair keeps its colour: a
-    decoder's faint flicker is most of the bytes. Equal neighbours are stored once and shown longer.
+    One palette serves all frames, without dithering, and a pixel that would hardly change keeps its colour: a decoder's
+    faint flicker is most of the bytes. Equal neighbours are stored once and shown longer.
 
     Args:
         frames: pictures of one size.
@@ -191,17 +221,17 @@ def _encode_gif(frames: Sequence[Picture] | Frames, fps: float | int, colors: in
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """At most `wanted` whole numbers from 0 to count - 1, evenly spread, both ends included."""
+    """Returns at most `wanted` whole numbers from 0 to count - 1, evenly spread, both ends included."""
     return [int(k) for k in np.unique(np.linspace(0, count - 1, min(count, wanted)).round())]
 
 
 def code_kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) of every dimension, in nats; the shape of `mean`."""
+    """Returns KL(N(mean, exp(logvar)) || N(0, 1)) of every dimension, in nats; the shape of `mean`."""
     mean, logvar = mean.float(), logvar.float()
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
 
 
 def split_embeds(embeds: Tensor) -> tuple[Tensor, Tensor]:
-    """V's embeds (..., 2 * Nz) as mean and logvar, each (..., Nz)."""
+    """Splits V's embeds (..., 2 * Nz) into mean and logvar, each (..., Nz)."""
     mean, logvar = torch.chunk(embeds, 2, -1)
     return mean, logvar

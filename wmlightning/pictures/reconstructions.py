@@ -1,4 +1,4 @@
-"""What V sees: its reconstructions, its samples, and what each of its numbers means."""
+"""Pictures of V (the VAE): reconstructions, samples from the prior, and what each dimension of its code does."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from wmlightning.pictures.book import LogPictures, PictureBook
 from wmlightning.pictures.charts import bar_chart
-from wmlightning.pictures.images import Picture, code_kl, error_map, evenly, split_embeds, table, to_frames
+from wmlightning.pictures.images import Picture, code_kl, evenly, reconstruction_table, split_embeds, table, to_frames
 
 
 class LogReconstructions(LogPictures):
     """Draws what a VAE has learnt, always from the same held-out frames.
 
-    `vae/reconstructions`: original, reconstruction and error. `vae/samples`: decoded draws from the prior, always from
-    the same noise. `vae/traversal`: one frame's code with one number at a time moved through the prior's range, for the
-    numbers that tell most. `vae/kl_per_dimension`: how many nats each number tells; most of them near zero means that
-    the floor of the KL, or the data, leaves them unused.
+    `vae/reconstructions`: truth, reconstruction and error. `vae/samples`: decoded draws from the prior, always from
+    the same noise. `vae/traversal`: one frame's code with one dimension at a time moved through the prior's range, for
+    the dimensions of largest KL. `vae/kl_per_dimension`: KL from the prior in nats; where most are near zero, the floor
+    of the KL, or the data, leaves those dimensions unused.
 
     Args:
         every: batches between two drawings; 0 draws only when training ends.
@@ -39,7 +39,7 @@ class LogReconstructions(LogPictures):
         if batch is None:
             return
         images = batch.observation["image"].flatten(0, 1)
-        # 256 frames tell enough about the KL, and long windows would hold thousands.
+        # 256 frames are enough for the KL, and long windows would hold thousands.
         images = images[evenly(len(images), 256)].to(stage.device)
         mean, logvar = split_embeds(stage.encode(images))
         kl = code_kl(mean, logvar).mean(0)
@@ -53,34 +53,34 @@ class LogReconstructions(LogPictures):
 
 
 def reconstructions(vae: Any, images: Tensor, mean: Tensor | None = None) -> Picture:
-    """Original, reconstruction from the code's mean, and error, one column a frame.
+    """Draws frames, their reconstructions from the code's mean, and the errors, one column a frame.
 
     Args:
         vae: a stage with `encode` and `decode`.
         images: uint8 (N, H, W, C).
-        mean: their codes (N, Nz) if they are known.
+        mean: their codes (N, Nz) if known.
     """
     mean = split_embeds(vae.encode(images))[0] if mean is None else mean
-    truth, guess = to_frames(images), to_frames(vae.decode(mean))
-    rows = {"original": truth, "recon-\nstruction": guess, "error": error_map(truth, guess)}
-    return table(rows, title="Held-out frames", note="error: white is 0, black is half the range or more")
+    return reconstruction_table(to_frames(images), to_frames(vae.decode(mean)), "Held-out frames")
 
 
 def prior_samples(vae: Any, count: int, latent_size: int, seed: int = 0) -> Picture:
-    """Decoded draws from N(0, I), in rows of ten; the same noise for the same seed, whatever the device."""
+    """Draws images decoded from N(0, I), in rows of ten; the same noise for the same seed, whatever the device."""
     noise = torch.randn(count, latent_size, generator=torch.Generator().manual_seed(seed))
     frames = to_frames(vae.decode(noise.to(next(vae.parameters()).device)))
-    rows = {" " * row: frames[row * 10 : row * 10 + 10] for row in range((count + 9) // 10)}
-    return table(rows, title="Samples from the prior", note="frames that V makes up")
+    rows = {f"{k} to {min(k + 10, count) - 1}": frames[k : k + 10] for k in range(0, count, 10)}
+    return table(
+        rows, title="Samples from the prior", note="codes drawn from N(0, I) and decoded; rows count the samples"
+    )
 
 
 def traversal(vae: Any, mean: Tensor, kl: Tensor, dimensions: int = 8, reach: float = 2.5, columns: int = 9) -> Picture:
-    """One frame's code, one number at a time moved from -reach to +reach: rows are the most informative numbers.
+    """Draws one frame's code with one dimension at a time moved from -reach to +reach; rows: those of largest KL.
 
     Args:
         vae: a stage with `decode`.
         mean: the code to start from (Nz,).
-        kl: nats each dimension tells (Nz,); the largest are drawn.
+        kl: of each dimension, in nats, (Nz,); the largest are drawn.
         dimensions: rows drawn.
         reach: in standard deviations of the prior.
         columns: values drawn, evenly spread.
@@ -93,14 +93,18 @@ def traversal(vae: Any, mean: Tensor, kl: Tensor, dimensions: int = 8, reach: fl
     frames = to_frames(vae.decode(codes))
     rows = {f"z{d}\n{kl[d]:.2f} nats": frames[row] for row, d in enumerate(order)}
     captions = [f"{value:+.1f}" for value in values.tolist()]
-    return table(
-        rows, captions, title="Latent traversal", note="one number of one frame's code is moved, the others stay"
-    )
+    note = "one dimension of one held-out frame's code is set to the value above the column, the others stay"
+    return table(rows, captions, "Latent traversal", note, column_label="value of z")
 
 
-def kl_chart(kl: Tensor) -> Picture:
-    """Nats that each dimension tells, most informative first."""
+def kl_chart(kl: Tensor, x_label: str = "dimension of z") -> Picture:
+    """Draws the KL of each dimension from the prior, largest first.
+
+    Args:
+        kl: of each dimension, in nats, (D,).
+        x_label: what the dimensions are of.
+    """
     order = kl.argsort(descending=True)
     active = int((kl > 0.1).sum())
-    title = f"KL per dimension: {float(kl.sum()):.1f} nats in all, {active} of {len(kl)} dimensions above 0.1"
-    return bar_chart(kl[order].tolist(), [str(d) for d in order.tolist()], title, "dimension of z", "nats")
+    title = f"KL per dimension: {float(kl.sum()):.1f} nats an image, {active} of {len(kl)} dimensions above 0.1"
+    return bar_chart(kl[order].tolist(), [str(d) for d in order.tolist()], title, x_label, "KL (nats)")

@@ -206,8 +206,8 @@ def write_view(out: Path, reports: list[dict[str, Any]], loop: Loop) -> None:
         _write_events(target, report, loop)
     pictures = []
     for chart, curves in loop.curves(reports).items():
-        title = f"{chart}, iteration by iteration"
-        pictures.append(line_chart(curves, title, "real environment steps", "", (760, 300)))
+        title = f"{chart[:1].upper()}{chart[1:]} after each iteration"
+        pictures.append(line_chart(curves, title, "real environment steps", chart, (760, 300)))
     encoded = io.BytesIO()
     Image.fromarray(np.concatenate(pictures)).save(encoded, "PNG")
     write_atomically(out / "iterations" / "curves.png", lambda file: file.write(encoded.getvalue()))

@@ -216,7 +216,7 @@ def compare_chart(
     title = f"{task}: bands from the worst to the best seed"
     if point is not None:
         title += "; the point: mean and 95% interval over episodes"
-    return band_chart(bands, levels, point, title, "environment steps", "return", size)
+    return band_chart(bands, levels, point, title, "environment steps", "return of an episode", size)
 
 
 def verdict(mean: float, band: dict[str, float]) -> str:
