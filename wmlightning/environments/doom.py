@@ -1,4 +1,4 @@
-"""ViZDoom as a world-model package wants it; nobody's frames are drawn, nobody's folder is written to.
+"""ViZDoom as a world-model package wants it: unseen frames are not drawn, the user's folder is not written to.
 
 What is special about Doom, and where it is seen to:
 
@@ -6,6 +6,7 @@ What is special about Doom, and where it is seen to:
   Pictures, rewards and length are those of single steps, bit for bit; a test compares them.
 * When an episode is over there is no picture: the stock environment gives zeros instead, from which any model would
   learn what death looks like. `LastPicture` repeats the last one that was seen.
+* The engine has time limits of its own, at which it sets both flags; a time limit is not terminal (`DoomDecisions`).
 * Take Cover knows left, right and stay; the paper's controller has one number (`ThreeWay`).
 * The engine writes `_vizdoom.ini` and `_vizdoom/` into its working folder, and two that start at once in one folder
   can make each other fail. `start_elsewhere` gives each a folder of its own, which goes when the environment goes.
@@ -24,7 +25,8 @@ from gymnasium import spaces
 
 from wmlightning.environments.wrappers import Decisions
 
-TAKE_COVER = "VizdoomTakeCover-v1"
+TAKE_COVER = "take_cover.cfg"
+"""The scenario of the paper, `VizdoomTakeCover-v1`."""
 TAKE_COVER_LIMIT = 2100
 """Environment steps after which the paper's episodes end: one minute of 35 a second."""
 
@@ -132,5 +134,9 @@ class DoomDecisions(Decisions):
         observation, reward, terminated, truncated, info = self.env.step(action)
         made = int(doom.game.get_episode_time()) - before
         self.env_steps += made
-        truncated = truncated or (self.time_limit is not None and self.env_steps >= self.time_limit)
-        return observation, float(reward), bool(terminated), bool(truncated), info | {"env_steps": made}
+        # At its own time limit the engine sets both flags; asked itself, for kwargs can take the second away.
+        timeout = bool(doom.game.is_episode_timeout_reached())
+        terminated = bool(terminated) and not timeout
+        truncated = bool(truncated) or timeout or self.at_limit
+        self.count_decision()
+        return observation, float(reward), terminated, truncated, info | {"env_steps": made}

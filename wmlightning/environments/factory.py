@@ -1,17 +1,17 @@
 """EnvFactory: the recipe of an environment, from which one, or many side by side, are made."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
-
-import gymnasium as gym
 
 from datamodules.episode import Spec
 from datamodules.store import EpisodeStore
 from wmlightning.environments.parts import PartedVectorEnv
 from wmlightning.environments.suites import find_spec, make_env, make_registered
 from wmlightning.environments.vector import PixelVectorEnv
+from wmlightning.environments.wrappers import Pixels
 from wmlightning.recipes import Recorded
 
 
@@ -71,10 +71,20 @@ class EnvFactory(Recorded):
         }
         self._spec: Spec | None = None
         self._time_limit: int | None = None
+        self._conventions: str | None = None
+        self._noticed = False
 
-    def make(self) -> gym.Env:
-        """One environment: observation {"image": uint8 (size, size, channels)}, action Box, info["env_steps"]."""
-        return make_env(**self._make_arguments)
+    def make(self) -> Pixels:
+        """One environment: observation {"image": uint8 (size, size, channels)}, action Box, info["env_steps"].
+
+        The first one warns of what the user may not expect of it, such as observations that are not used.
+        """
+        env = make_env(**self._make_arguments)
+        if not self._noticed:
+            self._noticed = True
+            for notice in env.notices:
+                warnings.warn(notice, stacklevel=2)
+        return env
 
     @property
     def spec(self) -> Spec:
@@ -88,6 +98,7 @@ class EnvFactory(Recorded):
                 discrete=bool((env.action_space.low == 0).all()),  # type: ignore[attr-defined]
             )
             self._time_limit = env.get_wrapper_attr("time_limit") if env.has_wrapper_attr("time_limit") else None
+            self._conventions = "; ".join(env.conventions) or None
             env.close()
         return self._spec
 
@@ -96,6 +107,16 @@ class EnvFactory(Recorded):
         """Environment steps of the longest episode that there can be; None without a time limit."""
         _ = self.spec
         return self._time_limit
+
+    @property
+    def conventions(self) -> str | None:
+        """What is done otherwise than before with such an environment, None mostly; episodes record it.
+
+        Where a way of acting, looking or ending was corrected, stores from before must not be mixed with later ones.
+        Only environments that the correction concerns have a convention, so that the stores of others go on.
+        """
+        _ = self.spec
+        return self._conventions
 
     @property
     def longest(self) -> int | None:
@@ -143,6 +164,12 @@ class EnvFactory(Recorded):
                     f"{store.path} was recorded with {key} {found} but the agent has {wanted}: give it the environment "
                     "of that run, or data.path another folder"
                 )
+        # Stores of other programs say nothing of an environment, and are taken.
+        if "environment" in metadata and metadata.get("conventions") != self.conventions:
+            raise ValueError(
+                f"{store.path} was recorded with conventions {metadata.get('conventions')} but {self.id} has "
+                f"{self.conventions} now: collect it again, or give data.path another folder"
+            )
 
     def _vector_arguments(self, num_envs: int, num_workers: int, timeout: float) -> tuple:
         description = {
@@ -150,6 +177,8 @@ class EnvFactory(Recorded):
             "action_repeat": self.action_repeat,
             "discrete": self.spec.discrete,
         }
+        if self.conventions is not None:
+            description["conventions"] = self.conventions
         make = partial(make_registered, find_spec(self.id), self._make_arguments)
         return make, num_envs, num_workers, timeout, description
 
