@@ -140,9 +140,9 @@ def _form(shape: tuple[int, ...]) -> str | None:
 
 def _is_plain_picture(space: spaces.Space) -> bool:
     """Whether it is a picture that needs no conversion."""
-    if why_no_picture(space) or space.dtype != np.uint8:
+    if why_no_picture(space) or not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return False
-    shape = space.shape or ()
+    shape: tuple[int, ...] = space.shape
     return len(shape) == 2 or shape[2] in (1, 3)
 
 
@@ -185,5 +185,5 @@ def _notices(id: str, entries: dict[str, spaces.Space], chosen: str) -> tuple[st
 def _words(space: spaces.Space) -> str:
     why = why_no_picture(space)
     if why and isinstance(space, spaces.Box) and len(space.shape) < 2:
-        return f"{len(space.shape) and space.shape[0]} numbers"
+        return f"{int(np.prod(space.shape))} numbers"
     return f"no picture: {why}" if why else f"picture of shape {space.shape}"

@@ -198,7 +198,7 @@ def make_raw(
     if ATARI in names:
         return atari(spec, kwargs, pixels, crop, gray)
     if MUJOCO in names:
-        return mujoco(spec, kwargs, pixels, crop)
+        return gymnasium_mujoco(spec, kwargs, pixels, crop)
     if HIGHWAY in names:
         return highway(spec, kwargs, pixels, crop)
     return plain(spec, kwargs, pixels, crop)
@@ -313,13 +313,12 @@ def dm_control(
     return Raw(env, SymmetricActions, lambda _: task.look(size, size), rows, DM_CONTROL_LIMIT)
 
 
-def mujoco(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None) -> Raw:
+def gymnasium_mujoco(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None) -> Raw:
     """gymnasium's MuJoCo models: drawn by the camera that follows the body, where the model has one.
 
     gymnasium's default is a camera that stands still, out of whose sight a running body goes.
     """
-    import mujoco
-
+    mujoco: Any = importlib.import_module("mujoco")
     raw = plain(spec, kwargs, pixels, crop)
     renderer = getattr(raw.env.unwrapped, "mujoco_renderer", None)
     chosen = {"camera_id", "camera_name", "default_camera_config"} & (spec.kwargs | kwargs).keys()

@@ -226,14 +226,13 @@ class Pixels(gym.Wrapper):
         """Decides once and looks once."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         seen = self.observe(observation)
-        if self.first is not None:
-            self._compare(seen["image"], terminated or truncated)
+        self._compare(seen["image"], terminated or truncated)
         return seen, float(reward), terminated, truncated, info
 
     def _compare(self, image: np.ndarray, over: bool) -> None:
         """Warns once where an episode of some length shows one and the same picture from its first to its last."""
         self.pictures += 1
-        if not np.array_equal(image, self.first):
+        if self.first is None or not np.array_equal(image, self.first):
             self.first = None
         elif over and self.pictures >= FEW_PICTURES and not self.warned:
             self.warned = True
