@@ -4,8 +4,8 @@ What is special about Doom, and where it is seen to:
 
 * Under action repeat the engine itself repeats and draws the last frame only, three times faster (`DoomDecisions`).
   Pictures, rewards and length are those of single steps, bit for bit; a test compares them.
-* When an episode is over there is no picture: the stock environment gives zeros instead, from which any model would
-  learn what death looks like. `LastPicture` repeats the last one that was seen.
+* When an episode is over there is no picture: the stock environment gives zeros instead, and a model would
+  learn to predict them. `LastPicture` repeats the last one that was seen.
 * The engine has time limits of its own, at which it sets both flags; a time limit is not terminal (`DoomDecisions`).
 * Take Cover knows left, right and stay; the paper's controller has one number (`ThreeWay`).
 * The engine writes `_vizdoom.ini` and `_vizdoom/` into its working folder, and two that start at once in one folder
@@ -60,8 +60,8 @@ for word; do [ "$before" = +viz_instance_id ] && id=$word; before=$word; done
 ) </dev/null >/dev/null 2>&1 &
 exec {engine} "$@"
 """
-"""Becomes the engine. What it leaves beside it ends the engine and clears up should this process be killed, for nobody
-else would: the engine ignores SIGTERM and would wait for orders for ever."""
+"""Becomes the engine. The shell it leaves beside the engine ends it and removes its files if this process is killed:
+the engine ignores SIGTERM and would wait for orders for ever."""
 
 
 def start_elsewhere(game: Any) -> tempfile.TemporaryDirectory:

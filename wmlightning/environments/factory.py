@@ -16,10 +16,13 @@ from wmlightning.recipes import Recorded
 
 
 class EnvFactory(Recorded):
-    """Makes any registered gymnasium id look alike: pixels in, [-1, 1] or one-hot actions out.
+    """Makes environments of any registered gymnasium id: pixels as observations, [-1, 1] or one-hot actions.
+
+    Actions of whole numbers are in [-1, 1] too, and every number has an equal share of it.
 
     Three families have the papers' habits: CarRacing; ViZDoom's Take Cover, which takes one number: below -1/3 left,
-    above 1/3 right, else stay (see `environments.doom`); and Atari, `ALE/<Game>-v5` (see `environments.atari`).
+    above 1/3 right, else stay (see `environments.doom`); and Atari (see `environments.atari`). A family is recognised
+    by the class that makes the environment, whatever its id.
 
     Args:
         id: a gymnasium id, such as CarRacing-v3 or wmlightning/DummyPixels-v0; "module:id" imports module first.
@@ -32,7 +35,8 @@ class EnvFactory(Recorded):
         ignore_termination: step past the end until the time limit, as the World Models collection did; rewards after
             the end are whatever the environment gives.
         pixels: where pictures come from: the key of an observation entry, "render" for `rgb_array` rendering, or None
-            for the native observation if it is an image at least 32 pixels a side, and rendering otherwise.
+            for the native observation if it is an image at least 32 pixels a side (see `environments.observations`),
+            and rendering otherwise. What is not used is named once.
         kwargs: further arguments of the environment itself, such as {lap_complete_percent: 1.0}.
         gray: images of one channel, the luminance, instead of three.
     """
@@ -88,13 +92,13 @@ class EnvFactory(Recorded):
 
     @property
     def spec(self) -> Spec:
-        """What a network must know of it. The first look builds an environment for a moment."""
+        """Shapes and kinds of observations and actions. The first call builds an environment for a moment."""
         if self._spec is None:
             env = self.make()
             self._spec = Spec(
                 {"image": ((self.size, self.size, self.channels), "uint8")},
                 int(env.action_space.shape[0]),  # type: ignore[index]
-                # The house's actions are [0, 1] where one of several is chosen and [-1, 1] elsewhere.
+                # Actions are in [0, 1] where one of several is chosen and in [-1, 1] elsewhere.
                 discrete=bool((env.action_space.low == 0).all()),  # type: ignore[attr-defined]
             )
             self._time_limit = env.get_wrapper_attr("time_limit") if env.has_wrapper_attr("time_limit") else None
@@ -130,15 +134,15 @@ class EnvFactory(Recorded):
     def parted(
         self, num_envs: int, num_workers: int, max_segment: int, seed_of: Callable[[int], int], first: int = 0
     ) -> PartedVectorEnv:
-        """As `vector`, for long games in parts of at most max_segment decisions; see `PartedVectorEnv`."""
+        """As `vector`, for long episodes in parts of at most max_segment decisions; see `PartedVectorEnv`."""
         arguments = self._vector_arguments(num_envs, num_workers, 120.0)
         return PartedVectorEnv(*arguments, max_segment=max_segment, seed_of=seed_of, first=first)
 
     def check_policy(self, policy: Any, what: str) -> None:
-        """Makes sure that a policy acts with as many numbers as the environment takes, where it says with how many.
+        """Checks that a policy acts with as many numbers as the environment takes, if it has an `action_size`.
 
         Args:
-            policy: has perhaps an `action_size`; None is taken.
+            policy: a policy, or None, which passes.
             what: names it in the error.
 
         Raises:
@@ -151,7 +155,7 @@ class EnvFactory(Recorded):
             )
 
     def check_recorded(self, store: EpisodeStore) -> None:
-        """Makes sure that a store's first episode was recorded here, as far as it tells.
+        """Checks that a store's first episode was recorded in this environment, as far as its metadata tell.
 
         Raises:
             ValueError: if it was played in another environment or with another action repeat.

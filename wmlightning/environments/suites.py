@@ -1,4 +1,4 @@
-"""Makes any registered gymnasium id look alike; what is special about a family of environments is said here.
+"""Gives any registered gymnasium id one interface; what is special about a family of environments is decided here.
 
 A family with habits of its own is a function that returns a `Raw`, and a line in `make_raw`, which looks at the class
 that an id's entry point names: the same environment under another id has the same habits. Everything else goes through
@@ -49,12 +49,12 @@ MUJOCO_MODULE = "gymnasium.envs.mujoco."
 DRAWN_BY_PYGAME = (BOX2D, "gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
 """Modules of gymnasium whose environments look for pygame at their first picture only, in the middle of a run."""
 LACKING = '{} needs {}: pip install "wmlightning[box2d]"'
-"""What is said where Box2D or pygame is not there."""
+"""Message where Box2D or pygame is missing."""
 
 
 @dataclass
 class Raw:
-    """An environment with one step a step, and what is special about it.
+    """An environment without action repeat, and what is special about it.
 
     Args:
         env: takes the actions of `actions`.
@@ -265,14 +265,14 @@ def doom(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[i
     from wmlightning.environments.doom import TAKE_COVER, TAKE_COVER_LIMIT, DoomDecisions, LastPicture, ThreeWay
 
     if "frame_skip" in kwargs:
-        raise ValueError(f"{spec.id} is told frame_skip, which would count its steps wrongly: set action_repeat")
+        raise ValueError(f"{spec.id} got frame_skip in kwargs, which would count its steps wrongly: set action_repeat")
     raw = plain(spec, kwargs, pixels, crop, habit="screen")
     raw = replace(raw, env=LastPicture(raw.env), decisions=DoomDecisions)
     if raw.env.unwrapped.game.get_episode_timeout() > 0:  # type: ignore[attr-defined]
         # Stores from before this rule hold the engine's own time limit as terminal.
         raw = replace(raw, ends_itself=True, conventions=(*raw.conventions, "engine's time limit not terminal"))
     if (spec.kwargs | kwargs).get("scenario_config_file") == TAKE_COVER:
-        # Its one game variable, health, is no secret to the paper: it uses the screen.
+        # The paper uses the screen only; what is left out, health, needs no notice.
         return replace(raw, actions=ThreeWay, time_limit=TAKE_COVER_LIMIT, notices=())
     return raw
 
@@ -283,9 +283,9 @@ def atari(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[
 
     if pixels is not None:
         raise ValueError(f"{spec.id} has no observation {pixels!r}: leave pixels out")
-    told = {"frameskip", "obs_type", "continuous", "sound_obs"} & kwargs.keys()
-    if told := told | {name for name in ("continuous", "sound_obs") if spec.kwargs.get(name)}:
-        raise ValueError(f"{spec.id} is told {sorted(told)[0]}, which is not for kwargs: set action_repeat and gray")
+    given = {"frameskip", "obs_type", "continuous", "sound_obs"} & kwargs.keys()
+    if given := given | {name for name in ("continuous", "sound_obs") if spec.kwargs.get(name)}:
+        raise ValueError(f"{spec.id} got {sorted(given)[0]}, which cannot be set by kwargs: set action_repeat and gray")
     own = {name: kwargs[name] for name in ("noops", "life_loss_ends") if name in kwargs}
     others = {name: value for name, value in kwargs.items() if name not in own}
     game = AtariGame(_make(spec, PROTOCOL | {"obs_type": "grayscale" if gray else "rgb"} | others), **own)

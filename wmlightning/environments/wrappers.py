@@ -6,7 +6,7 @@
     Decisions                            action repeat, time limit, rewards summed, env steps counted
     Pixels                               one picture a decision: looked at, cropped, resized
 
-Pictures are taken outside the repeat, so frames that nobody sees need not be drawn.
+Pictures are taken outside the repeat, so frames in between need not be drawn.
 """
 
 import warnings
