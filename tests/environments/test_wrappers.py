@@ -1,12 +1,15 @@
 """What a decision is: rewards summed, steps counted, ends kept apart, one picture looked at."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
 
+from wmlightning.environments import wrappers
 from wmlightning.environments.dummy import DummyCorridor, DummyCounter
-from wmlightning.environments.wrappers import Decisions, OneHotActions, Pixels, SymmetricActions
+from wmlightning.environments.wrappers import Decisions, IntegerActions, OneHotActions, Pixels, SymmetricActions
 
 
 class Box(gym.Env):
@@ -137,3 +140,166 @@ def test_a_picture_that_changes_its_kind_within_an_episode_is_refused_not_resize
     env.reset()
     with pytest.raises(ValueError, match="but uint8 .* is wanted"):
         env.step(np.zeros(2, np.float32))
+
+
+class Whole(Box):
+    """Takes whole numbers."""
+
+    def __init__(self, low, high, dtype, shape=(1,)):
+        self.action_space = spaces.Box(low, high, shape, dtype)
+        self.observation_space = spaces.Box(0, 1, (1,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(0, 1, np.int8), (-1, 1, np.int64), (0, 20, np.int32), (-10, 10, np.int16), (0, 255, np.uint8), (0, 1, np.bool_)],
+)
+def test_every_whole_number_is_played_and_each_gets_an_equal_share(low, high, dtype):
+    env = IntegerActions(Whole(low, high, dtype))
+    grid = np.linspace(-1, 1, 100 * (high - low + 1), endpoint=False, dtype=np.float64) + 1e-9
+    played = [env.action(np.array([part]))[0] for part in grid]
+    values, counts = np.unique(np.array(played).astype(int), return_counts=True)
+    assert values.tolist() == list(range(low, high + 1))
+    assert counts.min() >= 99
+    assert counts.max() <= 101
+    ends = [env.action(np.array([end], np.float32))[0] for end in (-1, 1, -9, 9)]
+    assert [int(end) for end in ends] == [low, high, low, high]
+    assert {end.dtype for end in ends} == {np.dtype(dtype)}
+
+
+def test_whole_numbers_of_a_matrix_are_each_stretched_to_their_own_bounds():
+    env = Whole(np.array([[0, -5], [3, 7]]), np.array([[9, 5], [3, 8]]), np.int64, (2, 2))
+    wrapped = IntegerActions(env)
+    assert wrapped.action_space == spaces.Box(-1, 1, (4,), np.float32)
+    for sent, wanted in (
+        ([-1, -1, -1, -1], [[0, -5], [3, 7]]),
+        ([1, 1, 1, 1], [[9, 5], [3, 8]]),
+        ([0.05, 0, 0, 0.1], [[5, 0], [3, 8]]),
+    ):
+        got = wrapped.action(np.array(sent, np.float32))
+        np.testing.assert_array_equal(got, wanted)
+        assert env.action_space.contains(got)
+
+
+def test_the_widest_whole_numbers_do_not_overflow():
+    limits = np.iinfo(np.int64)
+    env = IntegerActions(Whole(limits.min, limits.max, np.int64))
+    assert [int(env.action(np.array([a]))[0]) for a in (-1.0, 0.0, 1.0)] == [limits.min, 0, limits.max]
+
+
+def test_a_dimension_that_is_fixed_stays_so():
+    env = SymmetricActions(Box([2.0, 0.0], [2.0, 1.0]))
+    for action in ([-1, -1], [0, 0], [1, 1]):
+        assert env.action(np.array(action, np.float32))[0] == 2
+    assert {int(IntegerActions(Whole(4, 4, np.uint8)).action(np.array([a]))[0]) for a in (-1.0, 0.2, 1.0)} == {4}
+
+
+def test_real_numbers_cover_their_range_evenly():
+    env = SymmetricActions(Box([-3.0], [5.0]))
+    drawn = np.array([env.action(np.array([a]))[0] for a in np.linspace(-1, 1, 8000)])
+    counts, _ = np.histogram(drawn, bins=8, range=(-3, 5))
+    assert (abs(counts - 1000) <= 1).all()
+
+
+@pytest.mark.parametrize("start", [0, 1, -3])
+def test_choices_are_counted_from_where_the_space_starts(start):
+    corridor = DummyCorridor()
+    corridor.action_space = spaces.Discrete(4, start=start)
+    env = OneHotActions(corridor)
+    assert [env.action(row) for row in np.eye(4, dtype=np.float32)] == list(range(start, start + 4))
+
+
+class Answers(gym.Env):
+    """Gives a step and a reset as they are given to it."""
+
+    observation_space = spaces.Box(0, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, step=None, reset=None):
+        self.given = step, reset
+
+    def step(self, action):
+        return self.given[0]
+
+    def reset(self, *, seed=None, options=None):
+        return self.given[1]
+
+
+class OldReset(Answers):
+    def reset(self):
+        return np.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ((0, 1.0, False, {}), "step of Answers gives 4 values, not five: follow gymnasium.Env"),
+        (None, "step of Answers gives a NoneType, not five"),
+        ((0, None, False, False, {}), "the reward of Answers is None, but one number is wanted"),
+        ((0, np.zeros(3), False, False, {}), r"is an array of shape \(3,\), but one number .* weighted sum"),
+        ((0, [1.0, 2.0], False, False, {}), r"is an array of shape \(2,\)"),
+    ],
+)
+def test_a_step_of_another_form_is_refused_in_one_line(answer, says):
+    with pytest.raises(ValueError, match=says) as raised:
+        Decisions(Answers(answer)).step(0)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("reward", [2, 2.0, np.float32(2), np.array(2), np.array([2.0]), True + True])
+def test_any_one_number_is_a_reward(reward):
+    _, got, *_ = Decisions(Answers((0, reward, False, False, {}))).step(0)
+    assert type(got) is float
+    assert got == 2
+
+
+def test_four_values_are_named_also_where_gymnasiums_wrappers_unpack_them():
+    with pytest.raises(ValueError, match="step of Answers does not give five values"):
+        Decisions(gym.wrappers.TransformReward(Answers((0, 1.0, False, {})), lambda reward: reward)).step(0)
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        (OldReset(), "must take seed and options: follow gymnasium.Env"),
+        (Answers(reset=np.zeros(1)), r"gives a ndarray, not \(observation, info\)"),
+    ],
+)
+def test_a_reset_of_another_form_is_refused_in_one_line(env, says):
+    with pytest.raises(ValueError, match=says):
+        Decisions(env).reset(seed=1)
+
+
+def test_a_very_long_episode_without_a_limit_is_warned_of_once(monkeypatch):
+    monkeypatch.setattr(wrappers, "LONG_EPISODE", 5)
+    env = Decisions(DummyCounter(steps=99), action_repeat=2)
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match="has lasted 5 decisions and there is no time limit") as said:
+        _ = [env.step(np.zeros(2)) for _ in range(8)]
+    assert len(said) == 1
+    limited = Decisions(DummyCounter(steps=99), time_limit=90)
+    limited.reset(seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(8):
+            limited.step(np.zeros(2))
+
+
+def test_an_episode_whose_pictures_are_all_equal_is_warned_of():
+    def play(look, steps=12):
+        env = Pixels(Decisions(DummyCounter(size=8, steps=steps)), look, size=8)
+        for seed in range(2):
+            env.reset(seed=seed)
+            for _ in range(steps):
+                env.step(np.zeros(2))
+
+    black = np.zeros((8, 8, 3), np.uint8)
+    with pytest.warns(
+        UserWarning, match=r"all 13 pictures of an episode of DummyCounter are equal \(mean 0 of"
+    ) as said:
+        play(lambda _: black)
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        play(lambda observation: observation)
+        play(lambda _: black, steps=5)

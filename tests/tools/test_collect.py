@@ -109,6 +109,16 @@ def test_a_collection_goes_on_as_it_was_begun(tmp_path, environment, policy, say
     assert len(EpisodeStore(tmp_path)) == 3, "Another iteration may have another policy."
 
 
+def test_a_collection_does_not_go_on_where_actions_meant_something_else(tmp_path, monkeypatch):
+    """As with a folder from before whole numbers had equal shares."""
+    collect(ENVIRONMENT, POLICY, str(tmp_path), episodes=1)
+    monkeypatch.setattr(EnvFactory, "conventions", "integer actions of equal shares")
+    with pytest.raises(ValueError, match="holds episodes with conventions None but integer actions of equal shares is"):
+        collect(ENVIRONMENT, POLICY, str(tmp_path), episodes=2)
+    collect(ENVIRONMENT, POLICY, str(tmp_path / "new"), episodes=1)
+    collect(ENVIRONMENT, POLICY, str(tmp_path / "new"), episodes=2)
+
+
 def test_every_policy_can_be_put_into_words_for_an_episode():
     class Told(SmoothNoisePolicy):
         def __init__(self, told):

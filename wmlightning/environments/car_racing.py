@@ -1,4 +1,4 @@
-"""CarRacing drawn only when somebody looks, and several times faster; the picture stays gymnasium's bit for bit.
+"""CarRacing drawn only when it is looked at, and several times faster; the picture stays gymnasium's bit for bit.
 
 What is replaced, and why no pixel changes in the rows that are kept (0 to 83 of 96, above the indicators):
 

@@ -3,7 +3,7 @@
 An id is `dm_control/<domain>-<task>-v0`, such as dm_control/cartpole-swingup-v0 or dm_control/ball_in_cup-catch-v0, for
 every task of `dm_control.suite`. What is special about the family, and where it is seen to:
 
-* Whoever imports mujoco without a display and without `MUJOCO_GL` gets a crash at the first frame. `choose_backend`
+* Without a display and without `MUJOCO_GL`, mujoco crashes at the first frame. `choose_backend`
   looks first: EGL where it works (a graphics card, or Mesa in software), else OSMesa, else one line that says what to
   install. What the user has set is left alone, but GLFW is refused without a screen: it would fail at the first frame.
 * An episode is a function of its seed: the task draws from its own random state, which `reset` sets anew. Building the
@@ -148,10 +148,10 @@ class DMControl(gym.Env):
 
 
 def choose_backend() -> str | None:
-    """Sets `MUJOCO_GL` where nobody has: egl if it works here, else osmesa.
+    """Sets `MUJOCO_GL` where it is unset: egl if it works here, else osmesa.
 
     Returns:
-        What mujoco draws with, or None where nothing was found. Elsewhere than on Linux mujoco knows by itself.
+        The backend that mujoco draws with, or None where none works. On other systems than Linux mujoco chooses.
     """
     if "MUJOCO_GL" not in os.environ and sys.platform.startswith("linux"):
         found = "egl" if _egl_works() else "osmesa" if ctypes.util.find_library("OSMesa") else None

@@ -1,11 +1,12 @@
-"""ViZDoom as a world-model package wants it; nobody's frames are drawn, nobody's folder is written to.
+"""ViZDoom as a world-model package wants it: unseen frames are not drawn, the user's folder is not written to.
 
 What is special about Doom, and where it is seen to:
 
 * Under action repeat the engine itself repeats and draws the last frame only, three times faster (`DoomDecisions`).
   Pictures, rewards and length are those of single steps, bit for bit; a test compares them.
-* When an episode is over there is no picture: the stock environment gives zeros instead, from which any model would
-  learn what death looks like. `LastPicture` repeats the last one that was seen.
+* When an episode is over there is no picture: the stock environment gives zeros instead, and a model would
+  learn to predict them. `LastPicture` repeats the last one that was seen.
+* The engine has time limits of its own, at which it sets both flags; a time limit is not terminal (`DoomDecisions`).
 * Take Cover knows left, right and stay; the paper's controller has one number (`ThreeWay`).
 * The engine writes `_vizdoom.ini` and `_vizdoom/` into its working folder, and two that start at once in one folder
   can make each other fail. `start_elsewhere` gives each a folder of its own, which goes when the environment goes.
@@ -24,7 +25,8 @@ from gymnasium import spaces
 
 from wmlightning.environments.wrappers import Decisions
 
-TAKE_COVER = "VizdoomTakeCover-v1"
+TAKE_COVER = "take_cover.cfg"
+"""The scenario of the paper, `VizdoomTakeCover-v1`."""
 TAKE_COVER_LIMIT = 2100
 """Environment steps after which the paper's episodes end: one minute of 35 a second."""
 
@@ -58,8 +60,8 @@ for word; do [ "$before" = +viz_instance_id ] && id=$word; before=$word; done
 ) </dev/null >/dev/null 2>&1 &
 exec {engine} "$@"
 """
-"""Becomes the engine. What it leaves beside it ends the engine and clears up should this process be killed, for nobody
-else would: the engine ignores SIGTERM and would wait for orders for ever."""
+"""Becomes the engine. The shell it leaves beside the engine ends it and removes its files if this process is killed:
+the engine ignores SIGTERM and would wait for orders for ever."""
 
 
 def start_elsewhere(game: Any) -> tempfile.TemporaryDirectory:
@@ -132,5 +134,9 @@ class DoomDecisions(Decisions):
         observation, reward, terminated, truncated, info = self.env.step(action)
         made = int(doom.game.get_episode_time()) - before
         self.env_steps += made
-        truncated = truncated or (self.time_limit is not None and self.env_steps >= self.time_limit)
-        return observation, float(reward), bool(terminated), bool(truncated), info | {"env_steps": made}
+        # At its own time limit the engine sets both flags; asked itself, for kwargs can take the second away.
+        timeout = bool(doom.game.is_episode_timeout_reached())
+        terminated = bool(terminated) and not timeout
+        truncated = bool(truncated) or timeout or self.at_limit
+        self.count_decision()
+        return observation, float(reward), terminated, truncated, info | {"env_steps": made}

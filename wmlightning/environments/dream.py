@@ -1,10 +1,10 @@
-"""Dreams: a world model played as if it were the world, behind gymnasium's faces or in one batch with controllers.
+"""Dreams: a world model in place of the environment, behind gymnasium's interfaces or in one batch with controllers.
 
     start      state = observe_step(nothing, no action, embed of a stored first frame)       MDN-RNN: z ~ V, h = c = 0
     step       action at state  ->  state' = imagine_step(state, action, temperature)  ->  reward(state'), over(state')
 
-A dreamer acts at a state whose memory has not yet consumed it, exactly as in the real environment, and is paid for the
-state it arrives at.
+A policy acts at a state that the recurrent memory has not consumed yet, exactly as in the real environment, and the
+reward is that of the state it arrives at.
 """
 
 import math
@@ -34,7 +34,9 @@ ENCODED_AT_ONCE = 100
 
 
 class DreamRules(Recorded):
-    """What a dream is like. It holds no model: any `LatentModel` can be dreamt in.
+    """The rules of a dream: where it begins, how uncertain it is, what it pays and when it ends.
+
+    It holds no model: the same rules serve any `LatentModel`.
 
     Its dynamics must have `initial`, `observe_step`, `imagine_step(state, action, temperature, noise)`, and
     `observe_noise` and `imagine_noise`, which draw what those two take from a generator.
@@ -44,12 +46,12 @@ class DreamRules(Recorded):
         temperature: uncertainty of the dream, above 0. 1 is what the model has learned; above it a controller finds the
             model's mistakes harder to exploit (the paper's Doom: 1.15).
         max_steps: steps after which a dream is cut off.
-        reward: what a step pays: "head", what the model's reward head says of the state arrived at; "alive", 1 for a
-            step that was survived and 0 for the one that was not; or a number instead of that 1, such as the action
-            repeat where the environment pays 1 for each of its own steps.
-        done: a dream is over where the probability of going on is below 1/2, or below the number given; never sampled.
-            False: it goes on to the cap.
-        num_starts: most first frames that are read, spread evenly over the folder (the paper: 1,000).
+        reward: the reward of a step: "head", the reward head's prediction at the next state; "alive", 1 for a step that
+            does not end the dream and 0 for one that does; or a number in place of that 1, such as the action repeat
+            where the environment pays 1 for each of its own steps.
+        done: the dream terminates where the predicted probability of going on is below 1/2, or below the number given;
+            it is never sampled. False: the dream goes on to max_steps.
+        num_starts: maximal number of first frames, spread evenly over the folder (the paper: 1,000).
 
     Raises:
         ValueError: if a number is out of its range.
@@ -80,13 +82,13 @@ class DreamRules(Recorded):
         self.starts, self.temperature, self.max_steps = starts, temperature, max_steps
         self.num_starts = num_starts
         self.pay = None if reward == "head" else 1.0 if reward == "alive" else float(reward)
-        """What a step pays that was survived; None where the reward head says."""
+        """Reward of a step that does not end the dream; None where the reward head predicts it."""
 
     def check(self, model: Any) -> None:
-        """Makes sure that the model has the heads this dream needs.
+        """Checks that the model has the heads that these rules need.
 
         Raises:
-            ValueError: if it has not, in one line that says what to do.
+            ValueError: in one line that says what to do, if it lacks one.
         """
         features = model.dynamics.initial(1).features
         if self.pay is None:
@@ -94,20 +96,20 @@ class DreamRules(Recorded):
                 model.reward(features)
             except ValueError:
                 raise ValueError(
-                    "the dream pays what the model's reward head says, but the model has none: train M with "
+                    "the dream pays what the model's reward head predicts, but the model has none: train M with "
                     "reward_head=true, or give the dream reward=alive"
                 ) from None
-        # Certain whatever the state: only a model without the head is.
+        # Only a model without the head is certain to go on at every state.
         anywhere = 3 * torch.randn(64, features.shape[1], generator=torch.Generator().manual_seed(0)).to(features)
         if self.threshold and bool((model.cont(anywhere).mean == 1).all()):
             raise ValueError(
-                "the dream ends where the model's done head says so, but the model has none: train M with "
+                "the dream ends where the model's done head predicts it, but the model has none: train M with "
                 "done_head=true, or give the dream done=false"
             )
 
     @torch.inference_mode()
     def first_embeds(self, model: Any) -> Float[Tensor, "starts embed"]:
-        """What the model's encoder says of the stored first frames, on the model's device.
+        """Returns the encoder's embeds of the stored first frames, on the model's device.
 
         Raises:
             ValueError: if there are none, or another encoder wrote the codes.
@@ -179,21 +181,21 @@ class DreamVectorEnv(VectorEnv):
 
     Observations are the model's features, [z, h, c] for an MDN-RNN, float32. Nothing resets by itself
     (`AutoresetMode.DISABLED`): a row that has ended rests, with reward 0 and no flag, until
-    `reset(options={"reset_mask": ...})`. `terminated` is the done head's word, `truncated` the step cap.
+    `reset(options={"reset_mask": ...})`. `terminated` comes from the done head, `truncated` from `max_steps`.
 
     One generator draws for all rows. So a seeded run can be repeated exactly, but what a row dreams also depends on
     when the others were reset.
 
     Args:
         model: a `LatentModel`.
-        dream: what the dream is like.
+        dream: the rules of the dream.
         num_envs: rows.
         starts: embeds of first frames, (S, E); None reads them from the dream's own folder.
         discrete: actions are whole numbers, and the model was trained on them one-hot; else they are in [-1, 1].
-        render_mode: "rgb_array" lets `render` decode the rows' states; None for no pictures.
+        render_mode: "rgb_array" lets `render` decode the states of the rows; None for no pictures.
 
     Raises:
-        ValueError: if the model lacks what the dream needs.
+        ValueError: if the model lacks a head that the dream needs.
         ResetNeeded: if it is stepped before any row was reset.
     """
 
@@ -240,7 +242,7 @@ class DreamVectorEnv(VectorEnv):
 
         Args:
             seed: seeds the generator that draws for all rows; of a list, all its numbers together do.
-            options: "reset_mask"; whatever else is not looked at.
+            options: "reset_mask"; other keys are ignored.
         """
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs)), bool)
         if seed is not None and seed != [None] * self.num_envs:
@@ -273,7 +275,7 @@ class DreamVectorEnv(VectorEnv):
 
     @torch.inference_mode()
     def render(self) -> tuple[np.ndarray, ...] | None:  # type: ignore[override]
-        """What every row dreams, decoded: n pictures (H, W, 3), uint8."""
+        """Decodes the state of every row: n pictures (H, W, 3), uint8."""
         if self.render_mode is None:
             return None
         pictures = (self.model.decode(self.state.features).float().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -287,11 +289,11 @@ class DreamEnv(gym.Env):
     """One dream as a gymnasium environment: a `DreamVectorEnv` of one row, see there.
 
         env = DreamEnv(wmlightning.load("mdn_rnn.ckpt"), DreamRules("codes", reward="alive", done=True))
-        stable_baselines3.PPO("MlpPolicy", env).learn(100_000)          # or whatever learns in gymnasium's environments
+        stable_baselines3.PPO("MlpPolicy", env).learn(100_000)          # or any library for gymnasium's environments
 
     Args:
         model: a `LatentModel`.
-        dream: what the dream is like.
+        dream: the rules of the dream.
         starts: embeds of first frames, (S, E); None reads them from the dream's own folder.
         discrete: actions are whole numbers, and the model was trained on them one-hot; else they are in [-1, 1].
         render_mode: "rgb_array" lets `render` decode the state; None for no pictures.
@@ -322,7 +324,7 @@ class DreamEnv(gym.Env):
         return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """What is dreamt now, decoded, uint8 (H, W, 3)."""
+        """Decodes the present state, uint8 (H, W, 3)."""
         pictures = self.rows.render()
         return None if pictures is None else pictures[0]
 
@@ -336,7 +338,7 @@ def begin_anywhere(
 
 
 def _without_params(state: State) -> State:
-    # What a state was drawn from is of no use once it is drawn, and an observed state has other params than a dreamt.
+    # Parameters are not needed after sampling, and posterior and prior states have different ones.
     return State(state.deter, state.stoch, state.params[:, :0])
 
 

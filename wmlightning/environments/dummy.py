@@ -139,7 +139,7 @@ class DummyFork(DummyEnv):
     Actions are velocities of the paddle in [-1, 1], moved by 0.15 a step. The arrival is terminal and pays 1 less twice
     the distance between paddle and ball, in units of the picture: 1 for a catch, -1 for the far end; nothing else pays.
     From the middle the paddle reaches every lane after the fork, from one end never the other: so it is best to wait
-    there, and whoever is certain of a lane before the fork loses.
+    there, and a policy that is certain of a lane before the fork loses.
     """
 
     columns, fork, lanes = 8, 3, (0.0, 0.5, 1.0)
@@ -185,7 +185,7 @@ class DummyCounter(DummyEnv):
         self.last = np.zeros(2)
 
     def move(self, action: Any) -> tuple[float, bool]:
-        """Notes the action down."""
+        """Keeps the action, to be drawn."""
         self.last = np.asarray(action)
         return float(self.time), False
 

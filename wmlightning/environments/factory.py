@@ -1,25 +1,28 @@
 """EnvFactory: the recipe of an environment, from which one, or many side by side, are made."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
-
-import gymnasium as gym
 
 from datamodules.episode import Spec
 from datamodules.store import EpisodeStore
 from wmlightning.environments.parts import PartedVectorEnv
 from wmlightning.environments.suites import find_spec, make_env, make_registered
 from wmlightning.environments.vector import PixelVectorEnv
+from wmlightning.environments.wrappers import Pixels
 from wmlightning.recipes import Recorded
 
 
 class EnvFactory(Recorded):
-    """Makes any registered gymnasium id look alike: pixels in, [-1, 1] or one-hot actions out.
+    """Makes environments of any registered gymnasium id: pixels as observations, [-1, 1] or one-hot actions.
+
+    Actions of whole numbers are in [-1, 1] too, and every number has an equal share of it.
 
     Three families have the papers' habits: CarRacing; ViZDoom's Take Cover, which takes one number: below -1/3 left,
-    above 1/3 right, else stay (see `environments.doom`); and Atari, `ALE/<Game>-v5` (see `environments.atari`).
+    above 1/3 right, else stay (see `environments.doom`); and Atari (see `environments.atari`). A family is recognised
+    by the class that makes the environment, whatever its id.
 
     Args:
         id: a gymnasium id, such as CarRacing-v3 or wmlightning/DummyPixels-v0; "module:id" imports module first.
@@ -32,7 +35,8 @@ class EnvFactory(Recorded):
         ignore_termination: step past the end until the time limit, as the World Models collection did; rewards after
             the end are whatever the environment gives.
         pixels: where pictures come from: the key of an observation entry, "render" for `rgb_array` rendering, or None
-            for the native observation if it is an image at least 32 pixels a side, and rendering otherwise.
+            for the native observation if it is an image at least 32 pixels a side (see `environments.observations`),
+            and rendering otherwise. What is not used is named once.
         kwargs: further arguments of the environment itself, such as {lap_complete_percent: 1.0}.
         gray: images of one channel, the luminance, instead of three.
     """
@@ -71,23 +75,34 @@ class EnvFactory(Recorded):
         }
         self._spec: Spec | None = None
         self._time_limit: int | None = None
+        self._conventions: str | None = None
+        self._noticed = False
 
-    def make(self) -> gym.Env:
-        """One environment: observation {"image": uint8 (size, size, channels)}, action Box, info["env_steps"]."""
-        return make_env(**self._make_arguments)
+    def make(self) -> Pixels:
+        """One environment: observation {"image": uint8 (size, size, channels)}, action Box, info["env_steps"].
+
+        The first one warns of what the user may not expect of it, such as observations that are not used.
+        """
+        env = make_env(**self._make_arguments)
+        if not self._noticed:
+            self._noticed = True
+            for notice in env.notices:
+                warnings.warn(notice, stacklevel=2)
+        return env
 
     @property
     def spec(self) -> Spec:
-        """What a network must know of it. The first look builds an environment for a moment."""
+        """Shapes and kinds of observations and actions. The first call builds an environment for a moment."""
         if self._spec is None:
             env = self.make()
             self._spec = Spec(
                 {"image": ((self.size, self.size, self.channels), "uint8")},
                 int(env.action_space.shape[0]),  # type: ignore[index]
-                # The house's actions are [0, 1] where one of several is chosen and [-1, 1] elsewhere.
+                # Actions are in [0, 1] where one of several is chosen and in [-1, 1] elsewhere.
                 discrete=bool((env.action_space.low == 0).all()),  # type: ignore[attr-defined]
             )
             self._time_limit = env.get_wrapper_attr("time_limit") if env.has_wrapper_attr("time_limit") else None
+            self._conventions = "; ".join(env.conventions) or None
             env.close()
         return self._spec
 
@@ -96,6 +111,16 @@ class EnvFactory(Recorded):
         """Environment steps of the longest episode that there can be; None without a time limit."""
         _ = self.spec
         return self._time_limit
+
+    @property
+    def conventions(self) -> str | None:
+        """What is done otherwise than before with such an environment, None mostly; episodes record it.
+
+        Where a way of acting, looking or ending was corrected, stores from before must not be mixed with later ones.
+        Only environments that the correction concerns have a convention, so that the stores of others go on.
+        """
+        _ = self.spec
+        return self._conventions
 
     @property
     def longest(self) -> int | None:
@@ -109,15 +134,15 @@ class EnvFactory(Recorded):
     def parted(
         self, num_envs: int, num_workers: int, max_segment: int, seed_of: Callable[[int], int], first: int = 0
     ) -> PartedVectorEnv:
-        """As `vector`, for long games in parts of at most max_segment decisions; see `PartedVectorEnv`."""
+        """As `vector`, for long episodes in parts of at most max_segment decisions; see `PartedVectorEnv`."""
         arguments = self._vector_arguments(num_envs, num_workers, 120.0)
         return PartedVectorEnv(*arguments, max_segment=max_segment, seed_of=seed_of, first=first)
 
     def check_policy(self, policy: Any, what: str) -> None:
-        """Makes sure that a policy acts with as many numbers as the environment takes, where it says with how many.
+        """Checks that a policy acts with as many numbers as the environment takes, if it has an `action_size`.
 
         Args:
-            policy: has perhaps an `action_size`; None is taken.
+            policy: a policy, or None, which passes.
             what: names it in the error.
 
         Raises:
@@ -130,7 +155,7 @@ class EnvFactory(Recorded):
             )
 
     def check_recorded(self, store: EpisodeStore) -> None:
-        """Makes sure that a store's first episode was recorded here, as far as it tells.
+        """Checks that a store's first episode was recorded in this environment, as far as its metadata tell.
 
         Raises:
             ValueError: if it was played in another environment or with another action repeat.
@@ -143,6 +168,12 @@ class EnvFactory(Recorded):
                     f"{store.path} was recorded with {key} {found} but the agent has {wanted}: give it the environment "
                     "of that run, or data.path another folder"
                 )
+        # Stores of other programs say nothing of an environment, and are taken.
+        if "environment" in metadata and metadata.get("conventions") != self.conventions:
+            raise ValueError(
+                f"{store.path} was recorded with conventions {metadata.get('conventions')} but {self.id} has "
+                f"{self.conventions} now: collect it again, or give data.path another folder"
+            )
 
     def _vector_arguments(self, num_envs: int, num_workers: int, timeout: float) -> tuple:
         description = {
@@ -150,6 +181,8 @@ class EnvFactory(Recorded):
             "action_repeat": self.action_repeat,
             "discrete": self.spec.discrete,
         }
+        if self.conventions is not None:
+            description["conventions"] = self.conventions
         make = partial(make_registered, find_spec(self.id), self._make_arguments)
         return make, num_envs, num_workers, timeout, description
 

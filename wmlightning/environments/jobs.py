@@ -1,4 +1,4 @@
-"""Which environment row plays which job of a rollout, and what has come of it."""
+"""Which environment row plays which job of a rollout, and the results so far."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wmlightning.environments.rows import RESET, Board
+from wmlightning.environments.rows import RESET, StepBuffer
 from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.interfaces import Carry
 
@@ -18,7 +18,7 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """What an episode came to.
+    """The result of an episode.
 
     Args:
         seed: environment seed.
@@ -38,14 +38,14 @@ class EpisodeResult:
 
 
 class Table:
-    """The jobs of a rollout, handed to rows and taken down step by step.
+    """The jobs of a rollout: assigned to rows, and recorded step by step.
 
     Args:
         envs: where they are played.
         seeds: environment seed of each job.
         indices: the episode index of each job in the store; by default its place in `seeds`.
         writer: a `datamodules.writer.EpisodeWriter`, or None to record nothing.
-        progress: told with episodes finished, episodes in all, decisions made.
+        progress: called with episodes finished, episodes in all, decisions made.
     """
 
     def __init__(
@@ -68,45 +68,45 @@ class Table:
         return [row for row, playing in enumerate(self.rows) if playing is not None]
 
     def begin_no_more(self) -> None:
-        """Forgets the jobs that have not begun; one whose worker died has."""
+        """Drops the jobs that have not begun; one whose worker died counts as begun."""
         self.waiting = deque(job for job in self.waiting if self.attempts[job])
 
-    def hand_out(self, free: Sequence[int]) -> dict[int, int]:
-        """Gives these rows the jobs that wait, as long as there are any; returns the job of each row that begins."""
+    def assign_jobs(self, free: Sequence[int]) -> dict[int, int]:
+        """Assigns waiting jobs to these rows, as long as there are any; returns the job of each row that begins one."""
         begun = {row: self.waiting.popleft() for row in free[: len(self.waiting)]}
         for row, job in begun.items():
             self.rows[row] = EpisodeResult(self.seeds[job], 0.0, 0, 0, False, job)
         return begun
 
-    def note(self, row: int, board: Board) -> None:
-        """Takes down what a row that plays did by its order on a board."""
+    def record(self, row: int, buffer: StepBuffer) -> None:
+        """Records what a row that plays did in one step or reset."""
         playing = self.rows[row]
         assert playing is not None
-        if board.order[row] == RESET:
+        if buffer.order[row] == RESET:
             if self.writer is not None:
                 index = playing.job if self.indices is None else self.indices[playing.job]
-                self.writer.begin(row, _seen(row, board), index, {"seed": playing.seed, **self.envs.description})
+                self.writer.begin(row, _seen(row, buffer), index, {"seed": playing.seed, **self.envs.description})
             return
-        reward = float(board.reward[row])
-        terminated, truncated = bool(board.terminated[row]), bool(board.truncated[row])
+        reward = float(buffer.reward[row])
+        terminated, truncated = bool(buffer.terminated[row]), bool(buffer.truncated[row])
         self.decisions += 1
         playing = replace(
             playing,
             total_reward=playing.total_reward + reward,
             decisions=playing.decisions + 1,
-            env_steps=playing.env_steps + int(board.env_steps[row]),
+            env_steps=playing.env_steps + int(buffer.env_steps[row]),
             terminated=terminated,
         )
         if self.writer is not None:
-            action = board.action[row].copy()
-            self.writer.step(row, action, reward, terminated, truncated, _seen(row, board))
+            action = buffer.action[row].copy()
+            self.writer.step(row, action, reward, terminated, truncated, _seen(row, buffer))
         over = terminated or truncated
         self.rows[row] = None if over else playing
         if over:
             self.results[playing.job] = playing
 
     def lose(self, row: int) -> None:
-        """Forgets what a row played, because its worker died: the job will be begun again.
+        """Drops the unfinished episode of a row whose worker died; its job will begin again.
 
         Raises:
             RuntimeError: if the job has killed its worker too often.
@@ -123,8 +123,8 @@ class Table:
                 "to see why"
             )
 
-    def tell(self) -> None:
-        """Says how far the rollout is."""
+    def report_progress(self) -> None:
+        """Calls `progress` with the present counts."""
         if self.progress is not None:
             self.progress(len(self.results), len(self.seeds), self.decisions)
 
@@ -139,9 +139,9 @@ class Table:
             self.writer.drop(row)
 
 
-def _seen(row: int, board: Board) -> dict[str, np.ndarray]:
-    # A copy: the writer may take its time, and the board is written to again.
-    return {"image": board.image[row].copy()}
+def _seen(row: int, buffer: StepBuffer) -> dict[str, np.ndarray]:
+    # A copy: the writer may keep it, and the buffer is overwritten.
+    return {"image": buffer.image[row].copy()}
 
 
 def write_rows(carry: Carry | None, fresh: Carry, rows: list[int], n: int) -> Carry:

@@ -1,15 +1,15 @@
-"""Long games in parts, so that none keeps the rest waiting: `PartedVectorEnv` and those who go with it.
+"""Long episodes in parts (segments), so that learning does not wait for their ends: `PartedVectorEnv` and its policy.
 
-A rollout finishes every episode that it begins, and a game of Atari may take 27,000 decisions: a policy that learns
-between rollouts would stand still for thousands of updates. So to the loop a part is an episode. It ends after
-`max_segment` decisions, as if by a time limit, and where the loop then resets the row, the game just goes on, in this
-rollout or in the next.
+A rollout finishes every episode that it begins, and an episode of Atari may take 27,000 decisions: a policy that learns
+between rollouts would not learn for as long. So the rollout treats a part as an episode. A part ends after
+`max_segment` decisions, as if by a time limit, and where the rollout then resets the row, the episode goes on, in
+this rollout or in the next.
 
     tick                 k           k+1            k+2         max_segment reached at k
-    the loop orders      step        reset          step
-    the world            step        rests          step        the same game
-    the loop sees        truncated   is_first       step        and the writer closes one file and begins the next
-    the policy sees      step        no is_first    step        with the memory that it had at k
+    the rollout orders   step        reset          step
+    the environment      step        rests          step        the same episode
+    the rollout sees     truncated   is_first       step        and the writer closes one file and begins the next
+    the policy sees      step        no is_first    step        with the carry that it had at k
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from wmlightning.seeds import derive_seed
 
 
 @dataclass
-class Game:
+class PartedEpisode:
     """An episode that is played in parts.
 
     Args:
@@ -35,8 +35,8 @@ class Game:
         seed: environment seed.
         part: parts that are finished.
         decisions: those of the part that is being played.
-        total_reward: of the whole game so far.
-        carry: what its policy remembered when the last part ended, one row; None for nothing.
+        total_reward: of the whole episode so far.
+        carry: the policy's carry when the last part ended, one row; None for a fresh one.
     """
 
     index: int
@@ -53,20 +53,20 @@ class Game:
 
 
 class PartedVectorEnv(PixelVectorEnv):
-    """A `PixelVectorEnv` whose rows end after max_segment decisions and go on with their game at the next reset.
+    """A `PixelVectorEnv` whose rows end after max_segment decisions and go on with their episode at the next reset.
 
-    Seeds that come with a reset are not looked at: game k of this object has the seed `seed_of(first + k)`, whichever
-    row plays it. A game whose worker dies ends with its last finished part; the next one is begun in its place.
+    Seeds of a reset are ignored: episode k of this object has the seed `seed_of(first + k)`, in any row. An episode
+    whose worker dies ends with its last finished part; the next one begins in its place.
 
     Attributes:
-        games: what each row plays, or has paused.
-        finished: games that have ended, since somebody last emptied it.
-        next_index: number of the next game that begins.
+        games: the episode that each row plays, or has paused.
+        finished: episodes that have ended since this list was last emptied.
+        next_index: number of the next episode that begins.
 
     Args:
         max_segment: decisions of a part.
-        seed_of: environment seed by number of the game.
-        first: number of the first game.
+        seed_of: environment seed by number of the episode.
+        first: number of the first episode.
         arguments: those of `PixelVectorEnv`.
 
     Raises:
@@ -78,12 +78,12 @@ class PartedVectorEnv(PixelVectorEnv):
             raise ValueError(f"max_segment is {max_segment} but must be at least 1")
         super().__init__(*arguments)
         self.max_segment, self.seed_of, self.next_index = max_segment, seed_of, first
-        self.games: dict[int, Game] = {}
-        self.finished: list[Game] = []
+        self.games: dict[int, PartedEpisode] = {}
+        self.finished: list[PartedEpisode] = []
         self._cut: list[int] = []
 
     def tick(self, order: np.ndarray, actions: np.ndarray | None = None, seeds: np.ndarray | None = None) -> np.ndarray:
-        """As of `PixelVectorEnv`, but rows that are between two parts of a game go on with it at a reset."""
+        """As of `PixelVectorEnv`, but rows that are between two parts of an episode go on with it at a reset."""
         resets = np.flatnonzero(order == RESET).tolist()
         goes_on = [row for row in resets if row in self.games and self.games[row].is_between_parts]
         own_seeds = np.full(self.num_envs, -1, np.int64)
@@ -92,8 +92,8 @@ class PartedVectorEnv(PixelVectorEnv):
             own_seeds[row] = self.games[row].seed
         asked = order.copy()
         asked[goes_on] = IDLE
-        crashed, board = super().tick(asked, actions, own_seeds), self.board
-        board.order[:] = order
+        crashed, buffer = super().tick(asked, actions, own_seeds), self.buffer
+        buffer.order[:] = order
         self.running[goes_on] = ~crashed[goes_on]
         for row in np.flatnonzero(crashed).tolist():
             self.games.pop(row, None)
@@ -101,25 +101,25 @@ class PartedVectorEnv(PixelVectorEnv):
             self._count(row)
         return crashed
 
-    def _begin(self) -> Game:
+    def _begin(self) -> PartedEpisode:
         index, self.next_index = self.next_index, self.next_index + 1
-        return Game(index, self.seed_of(index))
+        return PartedEpisode(index, self.seed_of(index))
 
     def _count(self, row: int) -> None:
-        game, board = self.games[row], self.board
-        game.decisions, game.total_reward = game.decisions + 1, game.total_reward + float(board.reward[row])
-        if board.terminated[row] or board.truncated[row]:
+        game, buffer = self.games[row], self.buffer
+        game.decisions, game.total_reward = game.decisions + 1, game.total_reward + float(buffer.reward[row])
+        if buffer.terminated[row] or buffer.truncated[row]:
             self.finished.append(self.games.pop(row))
         elif game.decisions == self.max_segment:
             game.part, game.decisions = game.part + 1, 0
-            board.truncated[row], self.running[row] = True, False
+            buffer.truncated[row], self.running[row] = True, False
             self._cut.append(row)
 
     def remember(self, carry: Carry | None) -> None:
-        """Keeps what policies remember of the games whose part has just ended.
+        """Keeps the policy's carry of the episodes whose part has just ended.
 
         Args:
-            carry: what the policy returned when it chose the part's last action; it has not seen yet what came of it.
+            carry: what the policy returned with the part's last action, before the observation that followed.
         """
         for row in self._cut:
             if carry is not None and row in self.games:
@@ -127,17 +127,17 @@ class PartedVectorEnv(PixelVectorEnv):
         self._cut = []
 
     def forget(self) -> None:
-        """Lets nobody remember anything, because somebody else is going to play."""
+        """Drops the carries of paused episodes, because another policy goes on with them."""
         for game in self.games.values():
             game.carry = None
 
 
 class PartsPolicy:
-    """A policy that plays games in parts as if they had none.
+    """Plays episodes in parts as if they were whole: it carries the policy's memory across a reset between two parts.
 
     Args:
-        policy: who plays.
-        envs: where.
+        policy: chooses the actions.
+        envs: where it acts.
     """
 
     def __init__(self, policy: Policy, envs: PartedVectorEnv) -> None:
@@ -151,7 +151,7 @@ class PartsPolicy:
     def __call__(
         self, observation: dict[str, np.ndarray], is_first: np.ndarray, carry: Carry
     ) -> tuple[np.ndarray, Carry]:
-        """See `Policy`; where a game goes on, is_first is taken back and the carry is the one from before."""
+        """See `Policy`; where an episode goes on, is_first is cleared and its carry is restored."""
         self.envs.remember(self.last)
         begun = [row for row in np.flatnonzero(is_first).tolist() if row in self.envs.games]
         is_first = is_first.copy()
@@ -164,17 +164,17 @@ class PartsPolicy:
         return action, self.last
 
     def leave(self, forget: bool = False) -> None:
-        """Has the open games keep what is remembered of them, or nothing if somebody else is going to play."""
+        """Keeps the carries of the open episodes; with forget drops them, because another policy goes on."""
         self.envs.remember(self.last)
         if forget:
             self.envs.forget()
 
 
 class PartsWriter(EpisodeWriter):
-    """An `EpisodeWriter` that names files by the game that a row plays.
+    """An `EpisodeWriter` that names files by the episode and part that a row plays.
 
     Args:
-        envs: where the games are played.
+        envs: where the episodes are played.
         arguments: those of `EpisodeWriter`.
     """
 
@@ -190,22 +190,22 @@ class PartsWriter(EpisodeWriter):
         metadata: dict[str, Any] | None = None,
         part: int = 0,
     ) -> None:
-        """See `EpisodeWriter.begin`; index, part and seed are the game's."""
+        """See `EpisodeWriter.begin`; index, part and seed are the parted episode's."""
         game = self.envs.games[row]
         super().begin(row, observation, game.index, (metadata or {}) | {"seed": game.seed}, game.part)
 
 
 def games_of(envs: PixelVectorEnv, results: list[EpisodeResult], first: int) -> list[int | float]:
-    """What a rollout came to in episodes, as numbers, equally many for every rollout in these environments.
+    """Counts the episodes of a rollout, as equally many numbers for every rollout in these environments.
 
     Args:
-        envs: where it was played. Where in parts, the games that have ended are taken out of `finished`.
+        envs: where it was played. Where in parts, the episodes that have ended are taken out of `finished`.
         results: its results, of episodes or of parts.
         first: the number of the next episode before it.
 
     Returns:
         Episodes begun, episodes ended, their summed return; where in parts, index and finished parts of each row's open
-        game, -1 and -1 for none.
+        episode, -1 and -1 for none.
     """
     if not isinstance(envs, PartedVectorEnv):
         return [len(results), len(results), sum(result.total_reward for result in results)]

@@ -1,4 +1,4 @@
-"""The one loop in which policies meet environments.
+"""The loop in which policies act in environments.
 
 A rollout is a list of jobs, one episode each, named by its environment seed. Jobs are handed to rows as rows become
 free. What an episode holds depends on its job alone: not on how many rows or processes there are, nor on which row
@@ -9,8 +9,8 @@ it got.
     row 1                step       step       step       step
     policy sees          both       both       both       both       a row that ends or rests is stale and ignored
 
-A policy that looks at nothing need not wait for what it would see: in worker processes it is played by
-`environments.ahead`, without ticks.
+A policy that ignores observations need not wait for them: in worker processes `environments.ahead` plays it, without
+ticks.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,8 @@ def rollout(
         begin: gives the fresh carry of some jobs; by default `policy.initial` with seeds derived from the jobs' own.
         indices: the episode index of each job in the store; by default its place in `seeds`.
         writer: a `datamodules.writer.EpisodeWriter`, or None to record nothing.
-        progress: called after every tick, or lot of decisions, with episodes finished, episodes in all, decisions made.
+        progress: called after every tick, or batch of decisions, with episodes finished, episodes in all and decisions
+            made.
         should_stop: polled as often; when true, unfinished episodes are dropped and the finished ones returned.
         may_begin: asked every tick with the decisions made so far; once false, no further episode begins and those that
             have begun are finished.
@@ -92,7 +93,7 @@ def _in_step(
         if may_begin is not None and not may_begin(table.decisions):
             table.begin_no_more()
         order = np.array([IDLE if playing is None else STEP for playing in table.rows], np.uint8)
-        if begun := table.hand_out(np.flatnonzero(order == IDLE).tolist()):
+        if begun := table.assign_jobs(np.flatnonzero(order == IDLE).tolist()):
             rows, jobs = list(begun), list(begun.values())
             order[rows], seeds[rows] = RESET, [table.seeds[job] for job in jobs]
             carry = write_rows(carry, begin(jobs), rows, envs.num_envs)
@@ -102,8 +103,8 @@ def _in_step(
             if crashed[row]:
                 table.lose(row)
             else:
-                table.note(row, envs.board)
-        table.tell()
+                table.record(row, envs.buffer)
+        table.report_progress()
         if carry is not None and table.live:
             actions, carry = policy(observation, order == RESET, carry)
             envs.check(actions, table.live)

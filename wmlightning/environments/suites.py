@@ -1,11 +1,14 @@
-"""Makes any registered gymnasium id look alike; what is special about a family of environments is said here.
+"""Gives any registered gymnasium id one interface; what is special about a family of environments is decided here.
 
-A family with habits of its own is a function that returns a `Raw`, and a line in `make_raw`. Everything else goes
-through `plain`.
+A family with habits of its own is a function that returns a `Raw`, and a line in `make_raw`, which looks at the class
+that an id's entry point names: the same environment under another id has the same habits. Everything else goes through
+`plain`.
 """
 
+import contextlib
 import difflib
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,9 +19,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-import wmlightning.environments.dummy  # noqa: F401 (registers its ids)
-from wmlightning.environments.dm_control import PREFIX, DMControl, find_task
-from wmlightning.environments.wrappers import Decisions, OneHotActions, Pixels, SymmetricActions
+from wmlightning.environments.dm_control import DEBIAN, PREFIX, DMControl, choose_backend, find_task
+from wmlightning.environments.dm_control import TIME_LIMIT as DM_CONTROL_LIMIT
+from wmlightning.environments.dummy import DummyEnv
+from wmlightning.environments.observations import SMALLEST_PICTURE, as_picture, choose, entries_of
+from wmlightning.environments.wrappers import Decisions, IntegerActions, OneHotActions, Pixels, SymmetricActions
 
 # pygame greets on stdout otherwise, once per worker.
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -28,23 +33,28 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 PACKAGES = {
     "ALE/": ("ale_py", "wmlightning[atari]"),
     "MiniGrid": ("minigrid", "wmlightning[minigrid]"),
+    "BabyAI": ("minigrid", "wmlightning[minigrid]"),
     "Vizdoom": ("vizdoom.gymnasium_wrapper", "wmlightning[doom]"),
 }
 """Beginnings of ids that another package registers: the module to import, the package to install."""
 
+CAR_RACING = "gymnasium.envs.box2d.car_racing:CarRacing"
+VIZDOOM = "vizdoom.gymnasium_wrapper.base_gymnasium_env:VizdoomEnv"
+ATARI = "ale_py.env:AtariEnv"
+MUJOCO = "gymnasium.envs.mujoco.mujoco_env:MujocoEnv"
+HIGHWAY = "highway_env.envs.common.abstract:AbstractEnv"
+
 BOX2D = "gymnasium.envs.box2d."
+MUJOCO_MODULE = "gymnasium.envs.mujoco."
 DRAWN_BY_PYGAME = (BOX2D, "gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
 """Modules of gymnasium whose environments look for pygame at their first picture only, in the middle of a run."""
 LACKING = '{} needs {}: pip install "wmlightning[box2d]"'
-"""What is said where Box2D or pygame is not there."""
-
-SMALLEST_PICTURE = 32
-"""A native observation with a side shorter than this is taken for something else than a picture (MiniGrid: 7x7 ids)."""
+"""Message where Box2D or pygame is missing."""
 
 
 @dataclass
 class Raw:
-    """An environment with one step a step, and what is special about it.
+    """An environment without action repeat, and what is special about it.
 
     Args:
         env: takes the actions of `actions`.
@@ -53,6 +63,10 @@ class Raw:
         crop: what to keep of that picture, as of `EnvFactory`; None for all.
         time_limit: environment steps, where the id registers none and the suite has a habit.
         decisions: repeats actions, counts steps and ends episodes at the limit.
+        rendered: whether pictures are what the environment renders, rather than observations.
+        ends_itself: whether it ends every episode after a number of steps of its own, so that it needs no limit.
+        notices: lines for the user, said once at the start.
+        conventions: what has to be recorded with episodes; see `EnvFactory.conventions`.
     """
 
     env: gym.Env
@@ -61,6 +75,10 @@ class Raw:
     crop: list[int] | None = None
     time_limit: int | None = None
     decisions: Callable[..., gym.Env] = Decisions
+    rendered: bool = False
+    ends_itself: bool = False
+    notices: tuple[str, ...] = ()
+    conventions: tuple[str, ...] = ()
 
 
 def make_env(
@@ -73,7 +91,7 @@ def make_env(
     pixels: str | None = None,
     kwargs: dict[str, Any] | None = None,
     gray: bool = False,
-) -> gym.Env:
+) -> Pixels:
     """Builds one environment; the arguments are `EnvFactory`'s.
 
     Raises:
@@ -85,11 +103,21 @@ def make_env(
     limit = next((n for n in (time_limit, spec.max_episode_steps, raw.time_limit) if n is not None), None)
     if ignore_termination and limit is None:
         raise ValueError(f"{id} registers no time limit, so ignoring termination would never end: set time_limit")
-    env = raw.decisions(raw.actions(raw.env), action_repeat, limit, ignore_termination)
-    return Pixels(env, raw.look, size, raw.crop, gray)
+    acting = raw.actions(raw.env)
+    notices, conventions = raw.notices, raw.conventions
+    if isinstance(acting, IntegerActions):
+        conventions += ("integer actions of equal shares",)
+    if limit is None and not raw.ends_itself:
+        notices += (
+            f"{id} has no time limit: an episode that does not end by itself is played for ever; set time_limit, such "
+            "as 1000",
+        )
+    env = Pixels(raw.decisions(acting, action_repeat, limit, ignore_termination), raw.look, size, raw.crop, gray)
+    env.notices, env.conventions = notices, conventions
+    return env
 
 
-def make_registered(spec: EnvSpec, arguments: dict[str, Any]) -> gym.Env:
+def make_registered(spec: EnvSpec, arguments: dict[str, Any]) -> Pixels:
     """`make_env` in a process that may not know the id yet: a user's own registration travels with the call."""
     _import_package(spec.id)
     gym.registry.setdefault(spec.id, spec)
@@ -114,9 +142,26 @@ def find_spec(id: str) -> EnvSpec:
     try:
         return gym.spec(id)
     except gym.error.Error as error:
-        closest = difflib.get_close_matches(id, list(gym.registry), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(closest)}?" if closest else "gymnasium.pprint_registry() lists what there is"
-        raise ValueError(f"gymnasium knows no environment {id!r}: {hint}") from error
+        # What an id without its package's beginning may have meant.
+        for package, _ in PACKAGES.values():
+            with contextlib.suppress(Exception):
+                importlib.import_module(package)
+        if id in gym.registry:
+            return gym.spec(id)
+        raise ValueError(f"gymnasium knows no environment {id!r}: {_hint(id)}") from error
+
+
+def _hint(id: str) -> str:
+    """What the user may have meant by an id that is not registered."""
+    closest = [other for other in gym.registry if other.rpartition("/")[2] == id]
+    closest = closest or difflib.get_close_matches(id, list(gym.registry), n=3, cutoff=0.6)
+    for task in (id, f"{id}-v0"):
+        with contextlib.suppress(ValueError):
+            closest = [find_task(PREFIX + task).id]
+    own = "an environment of your own needs the module that registers it, as in module:id"
+    if closest:
+        return f"did you mean {' or '.join(closest)}? Otherwise, {own}"
+    return f"{own}; gymnasium.pprint_registry() lists what there is"
 
 
 def _import_package(id: str) -> None:
@@ -141,39 +186,56 @@ def make_raw(
     size: int = 64,
     gray: bool = False,
 ) -> Raw:
-    """Picks the family."""
-    if spec.id.startswith(PREFIX):
+    """Picks the family by the class that the entry point names, or one of its parents."""
+    names = _class_names(spec)
+    if f"{DMControl.__module__}:{DMControl.__qualname__}" in names:
         return dm_control(spec, kwargs, pixels, crop, size)
-    if spec.entry_point == "gymnasium.envs.box2d.car_racing:CarRacing":
+    # No child of it: what is drawn on demand is gymnasium's own class.
+    if names[:1] == [CAR_RACING]:
         return car_racing(spec, kwargs, pixels, crop)
-    if spec.id.startswith("Vizdoom"):
+    if VIZDOOM in names:
         return doom(spec, kwargs, pixels, crop)
-    if spec.id.startswith("ALE/"):
+    if ATARI in names:
         return atari(spec, kwargs, pixels, crop, gray)
+    if MUJOCO in names:
+        return gymnasium_mujoco(spec, kwargs, pixels, crop)
+    if HIGHWAY in names:
+        return highway(spec, kwargs, pixels, crop)
     return plain(spec, kwargs, pixels, crop)
 
 
-def plain(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None) -> Raw:
-    """Any environment: its native picture if it has one, else what it renders."""
+def plain(
+    spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None, habit: str | None = None
+) -> Raw:
+    """Any environment: its native picture if it has one, else what it renders; habit is the suite's choice."""
     env = _make(spec, kwargs)
-    key = _native_picture(env.observation_space) if pixels is None else pixels
-    entries = list(env.observation_space) if isinstance(env.observation_space, spaces.Dict) else []
-    look: Callable[[Any], np.ndarray]
-    if key == "render":
+    choice = choose(spec.id, env.observation_space, pixels, habit)
+    look = choice.look
+    if look is None:
         if env.render_mode != "rgb_array":
+            entries = [key for key in entries_of(env.observation_space) if key]
+            modes = (env.metadata or {}).get("render_modes", [])
+            if "rgb_array" in modes:
+                raise ValueError(
+                    f"{spec.id} can render rgb_array but was made with render_mode {env.render_mode}: let its entry "
+                    "point take render_mode as an argument and pass it on"
+                )
             raise ValueError(
                 f"{spec.id} gives neither a picture of {SMALLEST_PICTURE} pixels a side nor rgb_array rendering: name "
                 f"one of its observations {entries} with pixels, or wrap it"
             )
         _check_drawable(spec, env)
-        look = lambda _: env.render()  # noqa: E731 # type: ignore[assignment]
-    elif key == "":
-        look = lambda observation: observation  # noqa: E731
-    elif key in entries:
-        look = lambda observation: observation[key]  # noqa: E731
-    else:
-        raise ValueError(f"{spec.id} has no observation {key!r}: set pixels to render or to one of {entries}")
-    return Raw(env, action_wrapper(env), look, None if isinstance(crop, str) else crop)
+        look = lambda _: as_picture(env.render(), spec.id)  # noqa: E731
+    return Raw(
+        env,
+        action_wrapper(env),
+        look,
+        None if isinstance(crop, str) else crop,
+        rendered=choice.look is None,
+        ends_itself=_ends_itself(env),
+        notices=choice.notices,
+        conventions=choice.conventions,
+    )
 
 
 def car_racing(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None) -> Raw:
@@ -203,12 +265,16 @@ def doom(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[i
     from wmlightning.environments.doom import TAKE_COVER, TAKE_COVER_LIMIT, DoomDecisions, LastPicture, ThreeWay
 
     if "frame_skip" in kwargs:
-        raise ValueError(f"{spec.id} is told frame_skip, which would count its steps wrongly: set action_repeat")
-    raw = plain(spec, kwargs, pixels or "screen", crop)
-    env = LastPicture(raw.env)
-    if spec.id == TAKE_COVER:
-        return replace(raw, env=env, actions=ThreeWay, time_limit=TAKE_COVER_LIMIT, decisions=DoomDecisions)
-    return replace(raw, env=env, decisions=DoomDecisions)
+        raise ValueError(f"{spec.id} got frame_skip in kwargs, which would count its steps wrongly: set action_repeat")
+    raw = plain(spec, kwargs, pixels, crop, habit="screen")
+    raw = replace(raw, env=LastPicture(raw.env), decisions=DoomDecisions)
+    if raw.env.unwrapped.game.get_episode_timeout() > 0:  # type: ignore[attr-defined]
+        # Stores from before this rule hold the engine's own time limit as terminal.
+        raw = replace(raw, ends_itself=True, conventions=(*raw.conventions, "engine's time limit not terminal"))
+    if (spec.kwargs | kwargs).get("scenario_config_file") == TAKE_COVER:
+        # The paper uses the screen only; what is left out, health, needs no notice.
+        return replace(raw, actions=ThreeWay, time_limit=TAKE_COVER_LIMIT, notices=())
+    return raw
 
 
 def atari(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None, gray: bool) -> Raw:
@@ -217,12 +283,21 @@ def atari(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[
 
     if pixels is not None:
         raise ValueError(f"{spec.id} has no observation {pixels!r}: leave pixels out")
-    if told := {"frameskip", "obs_type", "continuous", "sound_obs"} & kwargs.keys():
-        raise ValueError(f"{spec.id} is told {sorted(told)[0]}, which is not for kwargs: set action_repeat and gray")
+    given = {"frameskip", "obs_type", "continuous", "sound_obs"} & kwargs.keys()
+    if given := given | {name for name in ("continuous", "sound_obs") if spec.kwargs.get(name)}:
+        raise ValueError(f"{spec.id} got {sorted(given)[0]}, which cannot be set by kwargs: set action_repeat and gray")
     own = {name: kwargs[name] for name in ("noops", "life_loss_ends") if name in kwargs}
     others = {name: value for name, value in kwargs.items() if name not in own}
     game = AtariGame(_make(spec, PROTOCOL | {"obs_type": "grayscale" if gray else "rgb"} | others), **own)
-    return Raw(game, OneHotActions, lambda _: game.look(), None if isinstance(crop, str) else crop, TIME_LIMIT)
+    raw = Raw(game, OneHotActions, lambda _: game.look(), None if isinstance(crop, str) else crop, TIME_LIMIT)
+    if spec.id.startswith("ALE/"):
+        return raw
+    # Stores from before this rule hold other ids' games as they are registered.
+    line = (
+        f"{spec.id} is played by Dreamer V2's protocol, as ALE/ ids are: sticky actions, all 18 actions, up to 30 idle "
+        "frames at the start; kwargs changes it"
+    )
+    return replace(raw, notices=(line,), conventions=("Atari protocol",))
 
 
 def dm_control(
@@ -234,7 +309,45 @@ def dm_control(
     env = _make(spec, kwargs)
     task = env.unwrapped
     assert isinstance(task, DMControl)
-    return Raw(env, SymmetricActions, lambda _: task.look(size, size), None if isinstance(crop, str) else crop)
+    rows = None if isinstance(crop, str) else crop
+    return Raw(env, SymmetricActions, lambda _: task.look(size, size), rows, DM_CONTROL_LIMIT)
+
+
+def gymnasium_mujoco(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None) -> Raw:
+    """gymnasium's MuJoCo models: drawn by the camera that follows the body, where the model has one.
+
+    gymnasium's default is a camera that stands still, out of whose sight a running body goes.
+    """
+    mujoco: Any = importlib.import_module("mujoco")
+    raw = plain(spec, kwargs, pixels, crop)
+    renderer = getattr(raw.env.unwrapped, "mujoco_renderer", None)
+    chosen = {"camera_id", "camera_name", "default_camera_config"} & (spec.kwargs | kwargs).keys()
+    if renderer is None or chosen or not raw.rendered:
+        return raw
+    camera = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+    if camera < 0:
+        return raw
+    renderer.camera_id = camera
+    return replace(raw, conventions=(*raw.conventions, "camera that follows"))
+
+
+def highway(spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None) -> Raw:
+    """highway_env, which draws nothing where SDL has no screen, although it draws offscreen: it is switched on."""
+    raw = plain(spec, kwargs, pixels, crop)
+    raw = replace(raw, ends_itself=True)
+    if not raw.rendered:
+        return raw
+    road: Any = raw.env.unwrapped
+
+    def look(observation: Any) -> np.ndarray:
+        picture = raw.look(observation)
+        if road.viewer is not None and not road.viewer.enabled:
+            # It was made by this first drawing.
+            road.viewer.enabled = True
+            picture = raw.look(observation)
+        return picture
+
+    return replace(raw, look=look, conventions=(*raw.conventions, "drawn without a screen"))
 
 
 def action_wrapper(env: gym.Env) -> Callable[[gym.Env], gym.Env]:
@@ -246,22 +359,34 @@ def action_wrapper(env: gym.Env) -> Callable[[gym.Env], gym.Env]:
     if isinstance(env.action_space, spaces.Discrete):
         return OneHotActions
     if isinstance(env.action_space, spaces.Box):
-        return SymmetricActions
+        kind = env.action_space.dtype
+        return IntegerActions if np.issubdtype(kind, np.integer) or kind == np.bool_ else SymmetricActions
     raise ValueError(f"{env} takes {env.action_space}: only Box and Discrete actions are supported, so wrap it")
 
 
 def _make(spec: EnvSpec, kwargs: dict[str, Any]) -> gym.Env:
     """gym.make without gymnasium's time limit and checker; it renders if it can, and its errors are one line."""
+    if str(spec.entry_point).startswith(MUJOCO_MODULE) and choose_backend() is None:
+        raise ValueError(f"{spec.id} cannot be drawn, for neither EGL nor OSMesa works here: {DEBIAN}")
     try:
         creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-        modes = getattr(creator, "metadata", {}).get("render_modes", [])
-        render = {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
+        render = {"render_mode": "rgb_array"} if _renders(creator) else {}
         return gym.make(spec, max_episode_steps=-1, disable_env_checker=True, **(render | kwargs))
     except (TypeError, ValueError, AssertionError, ImportError, gym.error.Error) as error:
         if isinstance(error, gym.error.DependencyNotInstalled) and str(spec.entry_point).startswith(BOX2D):
             raise ValueError(LACKING.format(spec.id, "Box2D and pygame")) from error
+        if isinstance(error, ImportError) and str(spec.entry_point).startswith(MUJOCO_MODULE):
+            raise ValueError(f'{spec.id} needs {error.name}: pip install "gymnasium[mujoco]"') from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{spec.id} cannot be made with kwargs {kwargs}: {reason}") from error
+
+
+def _renders(creator: Any) -> bool:
+    """Whether an entry point takes render_mode rgb_array: a class says so itself, a function by its arguments."""
+    metadata = getattr(creator, "metadata", None)
+    if isinstance(metadata, dict):
+        return "rgb_array" in metadata.get("render_modes", [])
+    return "render_mode" in inspect.signature(creator).parameters
 
 
 def _check_drawable(spec: EnvSpec, env: gym.Env) -> None:
@@ -272,20 +397,18 @@ def _check_drawable(spec: EnvSpec, env: gym.Env) -> None:
             raise ValueError(LACKING.format(spec.id, "pygame to be drawn")) from error
 
 
-def _native_picture(space: spaces.Space) -> str:
-    """The key of the only picture among the observations; "" if the observation itself is one; else "render"."""
-    if _is_picture(space):
-        return ""
-    if isinstance(space, spaces.Dict):
-        keys = [key for key, entry in space.items() if _is_picture(entry)]
-        if len(keys) == 1:
-            return keys[0]
-    return "render"
+def _class_names(spec: EnvSpec) -> list[str]:
+    """ "module:Class" of the class that makes the environment, then of its parents; none of a function."""
+    try:
+        creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    except Exception:
+        # `_make` says why, in one line.
+        return [spec.entry_point] if isinstance(spec.entry_point, str) else []
+    kinds = creator.__mro__ if isinstance(creator, type) else ()
+    return [f"{kind.__module__}:{kind.__qualname__}" for kind in kinds]
 
 
-def _is_picture(space: spaces.Space) -> bool:
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
-        return False
-    shape = space.shape
-    flat_or_color = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
-    return flat_or_color and min(shape[:2]) >= SMALLEST_PICTURE
+def _ends_itself(env: gym.Env) -> bool:
+    """Whether an environment without a registered limit is known to cut its episodes (MiniGrid's attribute, ours)."""
+    core = env.unwrapped
+    return isinstance(core, DummyEnv) or isinstance(getattr(core, "max_steps", None), int)

@@ -1,7 +1,7 @@
 """Many environments side by side, in this process or in worker processes, behind gymnasium's `VectorEnv`.
 
-Nothing resets by itself (`AutoresetMode.DISABLED`): a row that ended rests until it is told to reset, so no fake
-transition ever exists.
+Nothing resets by itself (`AutoresetMode.DISABLED`): a row that ended rests until it is reset, so no fake transition
+ever exists.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,24 +13,24 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from wmlightning.environments.rows import IDLE, RESET, STEP, Rows, board_over
+from wmlightning.environments.rows import IDLE, RESET, STEP, Rows, buffer_over
 from wmlightning.environments.workers import Workers
 
 
 class PixelVectorEnv(VectorEnv):
     """n environments that step together; each row is on its own.
 
-    `tick` is the one motion: in it every row either rests, steps or resets. gymnasium's `step` and `reset` are made of
-    it. Rows that have ended, or were never reset, rest during a `step`: reward 0, no flag, no env steps. All steps that
-    were ever made, those of episodes that came to nothing included, are counted in `env_steps_made`.
+    In a `tick` every row either rests, steps or resets; gymnasium's `step` and `reset` are made of it. Rows that have
+    ended, or were never reset, rest during a `step`: reward 0, no flag, no env steps. `env_steps_made` counts all
+    steps, those of dropped episodes included.
 
-    Where there are workers, rows can also run `ahead`, each by itself and several orders at a time.
+    Where there are workers, rows can also run `ahead`, several steps at a time.
 
     Args:
         make: builds one environment; picklable if there are workers.
         num_envs: rows.
         num_workers: processes among which the rows are shared out; 0 runs all of them here.
-        timeout: seconds after which a worker that does not answer (to a tick, or to one `ahead`) is taken for hung,
+        timeout: seconds after which a worker that does not answer (to a tick, or to one `ahead`) counts as hung,
             killed and restarted.
         description: plain values that recorded episodes carry with them (environment id, action repeat).
     """
@@ -62,15 +62,15 @@ class PixelVectorEnv(VectorEnv):
         sizes = num_envs, int(np.prod(action.shape)), side, channels
         if num_workers:
             self.workers: Workers | None = Workers(make, sizes, self.num_workers, timeout)
-            self.boards, self.local = self.workers.boards, None
+            self.buffers, self.local = self.workers.buffers, None
         else:
             self.workers = None
-            self.boards = [board_over(None, *sizes)[0]]
-            self.local = Rows(make, self.boards, range(num_envs))
-        self.board = self.boards[0]
+            self.buffers = [buffer_over(None, *sizes)[0]]
+            self.local = Rows(make, self.buffers, range(num_envs))
+        self.buffer = self.buffers[0]
 
     def tick(self, order: np.ndarray, actions: np.ndarray | None = None, seeds: np.ndarray | None = None) -> np.ndarray:
-        """Lets every row rest, step or reset, all at once; what happened stands in `self.board`.
+        """Lets every row rest, step or reset, all at once; the results stand in `self.buffer`.
 
         Args:
             order: uint8 (n,) of `rows.IDLE`, `rows.STEP`, `rows.RESET`.
@@ -83,73 +83,75 @@ class PixelVectorEnv(VectorEnv):
         Raises:
             RuntimeError: if an environment raises, naming it.
         """
-        board, lost = self.board, self.recall()
-        board.order[:] = np.where(lost & (order == STEP), IDLE, order)
+        buffer, lost = self.buffer, self.recall()
+        buffer.order[:] = np.where(lost & (order == STEP), IDLE, order)
         if actions is not None:
-            board.action[:] = actions
+            buffer.action[:] = actions
         if seeds is not None:
-            board.seed[:] = seeds
-        board.reward[:], board.env_steps[:] = 0.0, 0
-        board.terminated[:], board.truncated[:] = False, False
+            buffer.seed[:] = seeds
+        buffer.reward[:], buffer.env_steps[:] = 0.0, 0
+        buffer.terminated[:], buffer.truncated[:] = False, False
         crashed = lost & (order == STEP)
         if self.local is not None:
             self.local.run(range(1))
         if self.workers is not None:
             crashed |= self.workers.tick()
-        self.env_steps_made += int(board.env_steps.sum())
+        self.env_steps_made += int(buffer.env_steps.sum())
         self.running = (self.running & ~lost) | (order == RESET)
-        self.running &= ~(board.terminated | board.truncated | crashed)
+        self.running &= ~(buffer.terminated | buffer.truncated | crashed)
         return crashed
 
     def ahead(
-        self, worker: int, slots: range, order: np.ndarray, seeds: np.ndarray, actions: Sequence[np.ndarray]
+        self, worker: int, buffer_indices: range, order: np.ndarray, seeds: np.ndarray, actions: Sequence[np.ndarray]
     ) -> None:
-        """Sends a worker orders for its r rows, `workers.rows[worker]`. Waits for nothing: it will come to them.
+        """Sends a worker orders for its r rows, `workers.rows[worker]`. Does not wait for them.
 
         Its rows must not be read or `tick`ed before `receive` says that they are done. Steps after an episode's end
-        are left out: what stands in their slots means nothing.
+        are skipped: their buffers hold no results.
 
         Args:
             worker: number of the worker.
-            slots: places in `boards`, the first for rests and resets only.
-            order: uint8 (slots, r), as of `tick`.
+            buffer_indices: indices of `buffers`, the first for rests and resets only.
+            order: uint8 (number of buffers, r), as of `tick`.
             seeds: int64 (r,), read for rows that reset.
-            actions: of every slot but the first, float32 (r, A).
+            actions: of every buffer but the first, float32 (r, A).
         """
         assert self.workers is not None
         rows = self.workers.rows[worker]
         mine = slice(rows[0], rows[-1] + 1)
-        boards = [self.boards[slot] for slot in slots]
-        boards[0].seed[mine] = seeds
-        for board, now in zip(boards, order, strict=True):
-            board.order[mine], board.env_steps[mine] = now, 0
-        for board, action in zip(boards[1:], actions, strict=True):
-            board.action[mine] = action
+        buffers = [self.buffers[buffer_index] for buffer_index in buffer_indices]
+        buffers[0].seed[mine] = seeds
+        for buffer, now in zip(buffers, order, strict=True):
+            buffer.order[mine], buffer.env_steps[mine] = now, 0
+        for buffer, action in zip(buffers[1:], actions, strict=True):
+            buffer.action[mine] = action
         self.running[mine] = False
-        self.workers.send(worker, slots)
+        self.workers.send(worker, buffer_indices)
 
     def receive(self) -> tuple[list[tuple[int, range]], np.ndarray]:
         """Waits until something sent by `ahead` is done, or a worker died.
 
         Returns:
-            Workers and the slots that they have done; and bool (n,), rows whose worker died: what it was sent is lost.
+            Workers and the buffers that they have done; and bool (n,), rows whose worker died and lost its orders.
 
         Raises:
             RuntimeError: if an environment raises, naming it.
         """
         assert self.workers is not None
         done, lost = self.workers.receive()
-        for worker, slots in done:
+        for worker, buffer_indices in done:
             rows = self.workers.rows[worker]
-            self.env_steps_made += sum(int(self.boards[slot].env_steps[rows].sum()) for slot in slots)
+            self.env_steps_made += sum(
+                int(self.buffers[buffer_index].env_steps[rows].sum()) for buffer_index in buffer_indices
+            )
         return done, lost
 
     def recall(self) -> np.ndarray:
-        """Has the workers leave out what they have not done yet, and waits for them; returns rows whose worker died."""
+        """Has the workers skip what they have not done yet, and waits for them; returns rows whose worker died."""
         lost = np.zeros(self.num_envs, bool)
         if self.workers is not None and self.workers.busy:
-            for board in self.boards:
-                board.order[:] = IDLE
+            for buffer in self.buffers:
+                buffer.order[:] = IDLE
             while self.workers.busy:
                 lost |= self.receive()[1]
         return lost
@@ -161,7 +163,7 @@ class PixelVectorEnv(VectorEnv):
 
         Args:
             seed: one per row, or one number s for s, s + 1, ...
-            options: "reset_mask"; whatever else is not looked at.
+            options: "reset_mask"; other keys are ignored.
         """
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs)), bool)
         if seed is None:
@@ -178,12 +180,12 @@ class PixelVectorEnv(VectorEnv):
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Steps every running row. infos: `env_steps` (n,), and `crashed` (n,), rows that lost their worker."""
         crashed = self.tick(np.where(self.running, STEP, IDLE), np.asarray(actions, np.float32))
-        board = self.board
-        infos = {"env_steps": board.env_steps.copy(), "crashed": crashed}
-        return self.look(), board.reward.copy(), board.terminated.copy(), board.truncated.copy(), infos
+        buffer = self.buffer
+        infos = {"env_steps": buffer.env_steps.copy(), "crashed": crashed}
+        return self.look(), buffer.reward.copy(), buffer.terminated.copy(), buffer.truncated.copy(), infos
 
     def check(self, actions: np.ndarray, rows: list[int] | None = None) -> None:
-        """Refuses what a policy must not do, in these rows of actions (n, A) or in all.
+        """Checks the actions (n, A) of a policy, in these rows or in all.
 
         Raises:
             ValueError: if actions do not have the environment's size, or are not finite.
@@ -200,8 +202,8 @@ class PixelVectorEnv(VectorEnv):
             raise ValueError(f"the policy acts with {wrong}: actions must be finite; mend the policy")
 
     def look(self) -> dict[str, np.ndarray]:
-        """A copy of what every row saw last, {"image": uint8 (n, size, size, channels)}."""
-        return {"image": self.board.image.copy()}
+        """A copy of the last observation of every row, {"image": uint8 (n, size, size, channels)}."""
+        return {"image": self.buffer.image.copy()}
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes the environments and ends the workers."""

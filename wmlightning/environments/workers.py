@@ -1,14 +1,14 @@
 """Worker processes for environments: started without fork, watched, and restarted when they die.
 
 A worker is a fresh Python that imports no torch (0.5 s), builds its environments and then waits. The parent writes
-orders on the shared boards and sends the worker a note of where they stand; the worker carries them out and sends one
-byte back. Notes queue in the pipe, so a worker that was sent several never waits for its parent.
+orders into the shared buffers and sends the worker a message with their indices; the worker carries them out and sends
+one byte back. Messages queue in the pipe, so a worker that was sent several never waits for its parent.
 
-    parent   note: slot 0           note: slots 0-15, note: slots 16-31
-    worker   an order a row, byte   16 orders a row, byte               16 orders a row, byte
+    parent   message: buffer 0      message: buffers 0-15, message: buffers 16-31
+    worker   an order a row, byte   16 orders a row, byte                          16 orders a row, byte
 
 Started afresh rather than forked, because forking a process whose torch threads run can hang the child, and because a
-worker then depends on nothing but the board: killed at any moment, it is replaced.
+worker then depends on nothing but the shared buffers: killed at any moment, it is replaced.
 """
 
 import contextlib
@@ -32,23 +32,23 @@ from multiprocessing.connection import Connection, wait
 import gymnasium as gym
 import numpy as np
 
-from wmlightning.environments.rows import IDLE, Rows, boards_over
+from wmlightning.environments.rows import IDLE, Rows, buffers_over
 
 DONE, FAILED = b"d", b"f"
-NOTE = struct.Struct("2i")
-"""First slot, last slot and one."""
+MESSAGE = struct.Struct("2i")
+"""First buffer index, and one beyond the last."""
 START_SECONDS = 120.0
 """A worker has this long to import and build its environments."""
 
 
 class Workers:
-    """The worker processes of a vector environment and the boards they share.
+    """The worker processes of a vector environment and the buffers they share.
 
     Args:
         make: builds one environment; must be picklable, and what it needs importable in a fresh Python.
-        sizes: rows, action size, side and channels of the image: the arguments of `rows.board_over`.
+        sizes: rows, action size, side and channels of the image: the arguments of `rows.buffer_over`.
         num_workers: processes; the rows are shared out evenly, neighbours together.
-        timeout: seconds a worker may take over one note before it is taken for hung.
+        timeout: seconds a worker may take over one message before it counts as hung.
 
     Raises:
         RuntimeError: if a worker cannot start.
@@ -57,13 +57,13 @@ class Workers:
     def __init__(self, make: Callable[[], gym.Env], sizes: tuple[int, ...], num_workers: int, timeout: float) -> None:
         self.owner = os.getpid()
         self.make, self.sizes, self.timeout = make, sizes, timeout
-        self.file = _shared_file(boards_over(None, *sizes)[1])
-        self.boards = boards_over(memoryview(mmap.mmap(self.file, 0)), *sizes)[0]
+        self.file = _shared_file(buffers_over(None, *sizes)[1])
+        self.buffers = buffers_over(memoryview(mmap.mmap(self.file, 0)), *sizes)[0]
         self.rows = [part.tolist() for part in np.array_split(np.arange(sizes[0]), num_workers)]
         self.processes: list[subprocess.Popen] = []
         self.connections: list[Connection] = []
-        self.owed: list[deque[range]] = [deque() for _ in self.rows]
-        self.heard = [0.0] * num_workers
+        self.pending: list[deque[range]] = [deque() for _ in self.rows]
+        self.last_answer = [0.0] * num_workers
         try:
             for rows in self.rows:
                 process, connection = self._start(rows)
@@ -76,7 +76,7 @@ class Workers:
             raise
 
     def tick(self) -> np.ndarray:
-        """Has every worker carry out its rows' orders of the first slot, and waits for all.
+        """Has every worker carry out its rows' orders of the first buffer, and waits for all.
 
         Returns:
             bool (rows,), rows whose worker died or hung. A warning has named it, and its successor is ready.
@@ -85,7 +85,7 @@ class Workers:
             RuntimeError: if an environment raises, with the worker's message.
         """
         for number, rows in enumerate(self.rows):
-            if (self.boards[0].order[rows] != IDLE).any():
+            if (self.buffers[0].order[rows] != IDLE).any():
                 self.send(number, range(1))
         lost = np.zeros(self.sizes[0], bool)
         while self.busy:
@@ -94,37 +94,37 @@ class Workers:
 
     @property
     def busy(self) -> bool:
-        """Whether any worker owes an answer."""
-        return any(self.owed)
+        """Whether an answer of any worker is outstanding."""
+        return any(self.pending)
 
-    def send(self, number: int, slots: range) -> None:
-        """Has a worker carry out its rows' orders of some slots, when it is done with what it was sent before."""
-        if not self.owed[number]:
-            self.heard[number] = time.monotonic()
-        self.owed[number].append(slots)
+    def send(self, number: int, buffer_indices: range) -> None:
+        """Has a worker carry out its rows' orders of some buffers, after what it was sent before."""
+        if not self.pending[number]:
+            self.last_answer[number] = time.monotonic()
+        self.pending[number].append(buffer_indices)
         with contextlib.suppress(OSError):  # A dead worker shows when its answer is read.
-            self.connections[number].send_bytes(NOTE.pack(slots.start, slots.stop))
+            self.connections[number].send_bytes(MESSAGE.pack(buffer_indices.start, buffer_indices.stop))
 
     def receive(self) -> tuple[list[tuple[int, range]], np.ndarray]:
-        """Waits until a worker that owes an answer gives one, dies or hangs.
+        """Waits until a worker answers what it was sent, dies or hangs.
 
         Returns:
-            Workers, each with the slots that it has carried out; and the rows that are lost, as `tick` says. Of a lost
-            worker nothing more is owed.
+            Workers, each with the buffers that it has carried out; and the rows that are lost, as `tick` says. A lost
+            worker answers nothing more.
 
         Raises:
             RuntimeError: if an environment raises, with the worker's message.
         """
-        owing = [number for number, owed in enumerate(self.owed) if owed]
-        patience = min(self.heard[number] for number in owing) + self.timeout - time.monotonic()
-        ready = wait([self.connections[number] for number in owing], max(0.0, patience))
+        waiting_for = [number for number, pending in enumerate(self.pending) if pending]
+        patience = min(self.last_answer[number] for number in waiting_for) + self.timeout - time.monotonic()
+        ready = wait([self.connections[number] for number in waiting_for], max(0.0, patience))
         done, lost, now = [], np.zeros(self.sizes[0], bool), time.monotonic()
-        for number in owing:
+        for number in waiting_for:
             answers = self.connections[number] in ready
             if answers and self._answered(number):
-                done.append((number, self.owed[number].popleft()))
-                self.heard[number] = now
-            elif answers or now - self.heard[number] >= self.timeout:
+                done.append((number, self.pending[number].popleft()))
+                self.last_answer[number] = now
+            elif answers or now - self.last_answer[number] >= self.timeout:
                 lost[self.rows[number]] = True
                 self._replace(number, hung=not answers)
         return done, lost
@@ -188,14 +188,14 @@ class Workers:
             )
 
     def _answered(self, number: int) -> bool:
-        """Whether the worker did what it was told; False if it is gone."""
+        """Reads an answer: whether the worker carried out its orders; False if it is gone."""
         try:
             answer = self.connections[number].recv_bytes()
         except (EOFError, OSError):
             return False
         if answer == DONE:
             return True
-        self.owed[number].clear()
+        self.pending[number].clear()
         raise RuntimeError(f"environment worker {number}: {answer[len(FAILED) :].decode()}")
 
     def _replace(self, number: int, hung: bool) -> None:
@@ -209,14 +209,14 @@ class Workers:
             "restarted and the episodes it was playing are begun again",
             stacklevel=4,
         )
-        self.owed[number].clear()
+        self.pending[number].clear()
         self.connections[number].close()
         self.processes[number], self.connections[number] = self._start(rows)
         self._await_start(number)
 
 
 def serve(handle: int) -> None:
-    """The worker's whole life: build, then obey, one byte a note, until the connection closes."""
+    """Runs in the worker: builds environments, then answers each message with a byte, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(handle)
     parent, file, sizes, rows = (connection.recv() for _ in range(4))
@@ -229,10 +229,10 @@ def serve(handle: int) -> None:
 
         cv2.setNumThreads(1)
         make = pickle.loads(connection.recv_bytes())
-        envs = Rows(make, boards_over(memoryview(mmap.mmap(file, 0)), *sizes)[0], rows)
+        envs = Rows(make, buffers_over(memoryview(mmap.mmap(file, 0)), *sizes)[0], rows)
         connection.send_bytes(DONE)
         while True:
-            envs.run(range(*NOTE.unpack(connection.recv_bytes())))
+            envs.run(range(*MESSAGE.unpack(connection.recv_bytes())))
             connection.send_bytes(DONE)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
@@ -249,7 +249,7 @@ def _leave_with(parent: int) -> None:
 
 
 def _shared_file(size: int) -> int:
-    """A file descriptor of memory that lives as long as somebody holds it."""
+    """A file descriptor of memory that lives as long as a process holds it."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("wmlightning-environments")
     else:

@@ -85,9 +85,14 @@ def check_images(spec: Spec, what: str, channels: int, setting: str) -> None:
     if tuple(shape) == (64, 64, channels) and kind == "uint8":
         return
     if not shape:
-        cure = "give data.path a folder of episodes, not of codes"
+        codes = "logvar" in spec.observation
+        cure = (
+            "give data.path a folder of episodes, not of codes" if codes else "record the picture under the key image"
+        )
+    elif len(shape) != 3 or tuple(shape)[:2] != (64, 64) or shape[2] not in (1, 3):
+        cure = "record images of 64x64, of shape (64, 64, 1) or (64, 64, 3)"
     else:
-        cure = f"set {setting} to {shape[-1]}" if tuple(shape)[:2] == (64, 64) else "record images of 64x64"
+        cure = "record them as uint8" if kind != "uint8" else f"set {setting} to {shape[2]}"
     found = f"{kind} images of {tuple(shape)}" if shape else f"{', '.join(spec.observation)} but no image"
     raise ValueError(f"{what} have {found} but uint8 (64, 64, {channels}) is read: {cure}")
 

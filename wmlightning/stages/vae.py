@@ -202,8 +202,9 @@ class VAE(Stage):
 
 def _images(batch: Batch) -> Tensor:
     if "image" not in batch.observation:
-        raise ValueError(
-            f"the data have {', '.join(batch.observation)} but V learns from images: give data.path a folder of "
-            "episodes, not of codes"
+        codes = "logvar" in batch.observation
+        cure = (
+            "give data.path a folder of episodes, not of codes" if codes else "record the picture under the key image"
         )
+        raise ValueError(f"the data have {', '.join(batch.observation)} but V learns from image: {cure}")
     return batch.observation["image"]

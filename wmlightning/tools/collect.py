@@ -263,6 +263,7 @@ def check_same_collection(
                 "environment": environment.id,
                 "action_repeat": environment.action_repeat,
                 "seed": collection_seed(seed, name.index, name.rank),
+                "conventions": environment.conventions,
             }
             if own and "settings" in metadata:
                 wanted |= {key: made.get(key) for key in ("settings", "policy", "noise", "agent")}
