@@ -127,7 +127,11 @@ def test_every_number_in_a_pipelines_tables_is_measured_by_a_stage(name, tmp_pat
                 check_command(command)
             if command[0] == "evaluate":
                 scores = {"mean", "std", "ci95"}
-                beside = {key for key in ("random", "zero", "stay") if key in str(command) + str(pipeline["stages"])}
+                beside = {
+                    key
+                    for key in ("random", "zero", "stay")
+                    if key in str(command) + str(read_config("world_models/evaluate"))
+                }
                 compared = {f"baselines.{key}.{score}" for key in beside for score in (*scores, "difference_ci95")}
                 metrics = scores | compared | {f"dream.{score}" for score in scores}
             results[step.name] = {"metrics": dict.fromkeys(metrics, 1.0), "seconds": 0.0}
