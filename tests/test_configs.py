@@ -19,7 +19,9 @@ from wmlightning.__main__ import main
 from wmlightning.callbacks.schedule import CollectionProgress
 from wmlightning.cli.commands import check_command
 from wmlightning.cli.lightning import CommandLine
-from wmlightning.pipeline.config import read_config, read_pipeline, steps_of, sweep_of, table_of
+from wmlightning.pipeline.config import loop_of, read_config, read_pipeline, steps_of, sweep_of, table_of
+from wmlightning.pipeline.run import summarize
+from wmlightning.pipeline.tables import find
 from wmlightning.recipes import recipe_of
 from wmlightning.stages.requirements import preflight
 
@@ -51,6 +53,9 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("quickstart") / "run"
     words = ["run", "world_models/quickstart", "--overlay", "world_models/debug_run", "--out", str(out)]
     assert main([*words, "--set", "collect.num_workers=0", "--set", "controller.model.num_workers=0"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    rows = table_of(read_pipeline("world_models/quickstart"))
+    assert all(find(summary, place) is not None for row in rows for place in (row.value, row.baseline))
     return out
 
 
@@ -105,14 +110,43 @@ def test_a_slip_in_any_stage_stops_a_pipeline_before_its_first(slip, tmp_path, c
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_every_number_in_a_pipelines_table_is_reported_by_a_stage(name):
+def test_every_number_in_a_pipelines_tables_is_measured_by_a_stage(name, tmp_path):
     pipeline = read_pipeline(name)
-    reported = {place for stage in pipeline["stages"].values() for place in stage.get("report", {})}
-    for row in table_of(pipeline):
-        assert {row.value, row.baseline, row.margin or row.value} <= reported
+    steps = steps_of(pipeline, tmp_path)
+    results = {}
+    with rehearsal():
+        for step in steps:
+            command = step.commands[0]
+            metrics = {"collected_env_steps"} if command[0] == "collect" else set()
+            if command[0] == "fit":
+                metrics = {
+                    f"{step.section}/{key}" for key in getattr(CommandLine(command, check=True).model, "metrics", ())
+                }
+                metrics |= {"controller/dream_return"} if step.section == "controller" else set()
+            else:
+                check_command(command)
+            if command[0] == "evaluate":
+                scores = {"mean", "std", "ci95"}
+                beside = {
+                    key
+                    for key in ("random", "zero", "stay")
+                    if key in str(command) + str(read_config("world_models/evaluate"))
+                }
+                compared = {f"baselines.{key}.{score}" for key in beside for score in (*scores, "difference_ci95")}
+                metrics = scores | compared | {f"dream.{score}" for score in scores}
+            results[step.name] = {"metrics": dict.fromkeys(metrics, 1.0), "seconds": 0.0}
+    summary = summarize(steps, results)
     sweep = sweep_of(pipeline)
-    for row in sweep.rows if sweep else ():
-        assert {row.dream, row.dream_std, row.real, row.real_std} <= reported
+    loop = loop_of(pipeline)
+    places = [place for row in table_of(pipeline) for place in (row.value, row.baseline, row.margin or row.value)]
+    places += [
+        place for row in (sweep.rows if sweep else ()) for place in (row.dream, row.dream_std, row.real, row.real_std)
+    ]
+    places += [loop.steps] if loop.steps else []
+    places += [loop.value] if loop.value else []
+    for place in (place for curves in loop.charts.values() for place in curves.values()):
+        places += [place] if isinstance(place, str) else place
+    assert [place for place in places if find(summary, place) is None] == []
 
 
 @pytest.mark.parametrize("name", ["doom", pytest.param("doom_temperatures", marks=pytest.mark.slow)])

@@ -1,11 +1,11 @@
-"""How a checkpoint rebuilds its agent: every part remembers the arguments it was built with.
+"""Recipes, from which a checkpoint rebuilds its agent: every part records the arguments it was built with.
 
 A recipe is plain JSON, `{"class_path": "wmlightning.stages.vae.VAE", "init_args": {...}}`, nested where parts are
 injected into parts. So a checkpoint needs no pickled code, loads with `weights_only=True`, and is the same whether the
 object was built by the command line or in Python.
 
-Recipes outlive the names they were written with. `FORMAT` counts the forms there have been, and `migrate` turns any of
-them into today's: for checkpoints, for the attributes of stores, and for the `config.yaml` of runs.
+Classes are renamed after recipes have been written. `FORMAT` counts the forms, and `migrate` turns any of them into the
+present one: for checkpoints, for the attributes of stores, and for the `config.yaml` of runs.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 2
-"""The form that is written today. Form 1, whose checkpoints hold no number, had the names on the left below."""
+"""The present form. Form 1, whose checkpoints hold no number, had the names on the left below."""
 _MODULES = {
     "wmlightning.callbacks.behaviour": "wmlightning.pictures.imagination",
     "wmlightning.callbacks.dreams": "wmlightning.pictures.dreams",
@@ -27,11 +27,11 @@ _MODULES = {
     "wmlightning.policies.behaviour": "wmlightning.policies.actor",
 }
 _CLASSES = {"Dream": "DreamRules", "Fading": "LinearDecay"}
-"""Of classes of this package, by their last name: in YAML that is often all there is."""
+"""Classes of this package by their name alone, as YAML often has them."""
 
 
 def migrate(value: Any) -> Any:
-    """Gives nested JSON or YAML of any form today's names; what has them already comes back equal."""
+    """Replaces the class paths of any earlier form in nested JSON or YAML; present ones come back equal."""
     if isinstance(value, list):
         return [migrate(item) for item in value]
     if not isinstance(value, dict):
@@ -45,7 +45,7 @@ def migrate(value: Any) -> Any:
 
 
 class Recorded:
-    """A part that can be built again: it keeps its constructor's arguments (abstract).
+    """A part that can be rebuilt: it records its constructor's arguments (abstract).
 
     Inherit from it beside `nn.Module` or alone, first in the list of bases.
     """
@@ -94,10 +94,10 @@ def recipe_of(value: Any) -> Any:
 
 
 def build_recipe(recipe: Any) -> Any:
-    """Builds again what `recipe_of` described, in any form.
+    """Rebuilds a part from its recipe, in any form.
 
     Raises:
-        ValueError: if a class is gone, or is not a `Recorded` part (a recipe can only call our own kind of class).
+        ValueError: if a class is gone, or is not a `Recorded` part (a recipe may call no other class).
     """
     return _build(migrate(recipe))
 

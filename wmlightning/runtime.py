@@ -1,8 +1,8 @@
-"""How many threads torch computes with, for a while.
+"""Torch's number of threads, progress bars, and printed lines.
 
 Threads of a matrix library spin while they wait for each other, on cores that busy worker processes could use. How much
 that costs is not settled: on two cores with two workers, a generation of the small CarRacing run took 15.3 to 18.5 s
-with two threads (3 generations) and 14.0 to 17.2 s with one (those that evaluate left out).
+with two threads (3 generations) and 14.0 to 17.2 s with one (without those that evaluate).
 """
 
 import sys
@@ -26,15 +26,15 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 def progress_bar(**options: Any) -> tqdm:
-    """tqdm's bar; where there is no terminal to redraw it on, it comes every ten seconds instead of ten a second.
+    """Returns tqdm's bar; if standard error is no terminal, it is printed every ten seconds instead of ten a second.
 
     Args:
-        options: tqdm's own.
+        options: those of tqdm.
     """
     options.setdefault("mininterval", 0.1 if sys.stderr.isatty() else 10.0)
     return tqdm(**options)
 
 
-def say(line: str) -> None:
-    """Prints a line at once, so that a log shows it while the stage runs."""
+def print_line(line: str) -> None:
+    """Prints a line and flushes it, so that a log shows it while the stage runs."""
     print(line, flush=True)

@@ -16,7 +16,7 @@ import wmlightning
 from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
 from wmlightning.__main__ import COMMANDS, main
-from wmlightning.cli.errors import clean_warnings, last_words
+from wmlightning.cli.errors import clean_warnings, error_line
 from wmlightning.pictures.reconstructions import LogReconstructions
 from wmlightning.pipeline import config as settings
 from wmlightning.pipeline.config import find_config, merge, read_pipeline
@@ -466,7 +466,7 @@ def test_what_a_thread_could_not_write_is_one_line(capsys):
         thread.start()
         thread.join()
     assert capsys.readouterr().err == "wmlightning: warning: [Errno 28] No space left on device\n"
-    assert last_words(OSError(28, "No space left on device")).endswith(
+    assert error_line(OSError(28, "No space left on device")).endswith(
         "free some space and go on; what was finished is whole"
     )
 

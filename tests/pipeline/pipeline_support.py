@@ -9,21 +9,21 @@ from wmlightning.__main__ import main
 
 
 class Commands:
-    """Stands for the command line: notes what is run, and fails where told to."""
+    """Replaces the command line: records each command, and raises KeyboardInterrupt for those in `fail`."""
 
     def __init__(self, fail=()):
         self.run, self.fail = [], set(fail)
 
-    def __call__(self, words):
-        self.run.append(words)
-        if words[0] in self.fail:
+    def __call__(self, command):
+        self.run.append(command)
+        if command[0] in self.fail:
             raise KeyboardInterrupt
         return {"loss": len(self.run)}
 
 
-def in_child(words):
+def in_child(command):
     """Runs the command in a fork, which has everything imported already."""
-    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(main(words)))
+    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(main(command)))
     process.start()
     return process
 

@@ -91,7 +91,7 @@ def test_a_file_laid_over_that_takes_a_stage_of_the_loop_for_another_is_told_so(
 
 @pytest.mark.parametrize("changes", [{"iterations": 0}, {"iterations": None}, {"iterations": True}, {"loop": {}}])
 def test_a_loop_wants_stages_and_a_number(pipeline, changes):
-    with pytest.raises(ValueError, match="a loop wants both"):
+    with pytest.raises(ValueError, match="a loop needs both"):
         read_pipeline(pipeline(**changes))
 
 
@@ -127,11 +127,10 @@ LOOP = Loop(
 
 def turns(count):
     """A collection before the loop, and turns of playing and learning."""
-    play = {"play.steps": "steps"}
-    steps = [Step("play", [["play"]], play)]
+    steps = [Step("play", [["play"]])]
     for k in range(1, count + 1):
-        steps.append(Step(f"iteration_{k:02d}/play", [["play"]], play, k))
-        steps.append(Step(f"iteration_{k:02d}/learn", [["learn"]], {"learn.real": "real", "learn.dream": "dream"}, k))
+        steps.append(Step(f"iteration_{k:02d}/play", [["play"]], iteration=k))
+        steps.append(Step(f"iteration_{k:02d}/learn", [["learn"]], iteration=k))
     return steps
 
 
@@ -264,7 +263,6 @@ REAL = {
     },
     "view": {"steps": "collect.steps", "charts": {"return": {"dream": "controller.dream_return"}}},
 }
-REAL["loop"]["controller"]["report"] = {"controller.dream_return": "controller/dream_return"}
 
 
 @pytest.fixture(scope="module")

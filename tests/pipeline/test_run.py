@@ -14,15 +14,15 @@ import yaml
 from pipeline_support import Commands, in_child, weights
 
 from wmlightning.__main__ import main
-from wmlightning.cli.commands import typed
-from wmlightning.pipeline.config import read_pipeline
-from wmlightning.pipeline.folder import claim_folder
+from wmlightning.cli.commands import as_typed
+from wmlightning.pipeline.config import read_pipeline, steps_of, table_of
+from wmlightning.pipeline.folder import lock_run_folder
 from wmlightning.pipeline.run import Step, run_pipeline
 from wmlightning.pipeline.tables import Comparison, format_table
 
 
 def steps(*names):
-    return [Step(name, [[name]], {f"{name}.loss": "loss"}) for name in names]
+    return [Step(name, [[name]]) for name in names]
 
 
 def test_stages_run_in_order_and_their_numbers_reach_the_summary(tmp_path):
@@ -32,6 +32,58 @@ def test_stages_run_in_order_and_their_numbers_reach_the_summary(tmp_path):
     assert (summary["a"], summary["b"]) == ({"loss": 1}, {"loss": 2})
     assert set(summary["seconds"]) == {"a", "b"}
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_the_summary_has_all_metrics_of_a_stage_under_its_name_without_being_asked(tmp_path):
+    metrics = {
+        "vae": {"vae/psnr": 20.5, "world_model/loss": 3.0},
+        "evaluate": {"mean": 7.0, "baselines.random.mean": 2},
+    }
+    summary = run_pipeline(
+        [Step("vae", [["vae"]]), Step("evaluate", [["evaluate"]])], tmp_path, lambda c: metrics[c[0]]
+    )
+    assert summary["vae"] == {"psnr": 20.5, "world_model/loss": 3.0}
+    assert summary["evaluate"] == metrics["evaluate"]
+    assert list(summary) == ["vae", "evaluate", "seconds"]
+
+
+def test_a_stage_whose_name_begins_with_its_metrics_prefix_has_them_without_it(tmp_path):
+    summary = run_pipeline([Step("vae_2", [["fit"]])], tmp_path, lambda command: {"vae/psnr": 20.5})
+    assert summary["vae_2"] == {"psnr": 20.5}
+
+
+def test_the_scores_of_an_evaluation_are_also_in_the_section_of_the_stage_it_evaluates(tmp_path):
+    players = {"baselines.random": 2.0, "baselines.zero": 3.0, "dream": 9.0}
+    evaluation = {"mean": 7.0, "ci95": 0.5, "std": 1.0, "episodes": 4, "env_steps": 999, "environment.size": 64}
+    evaluation |= {f"{player}.mean": value for player, value in players.items()}
+    evaluation |= {"baselines.random.difference_ci95": 0.25, "published.dreamer_v1.mean": 5.0}
+    metrics = {"fit": {"controller/env_steps": 100}, "evaluate": evaluation}
+    stages = [Step("controller", [["fit"]]), Step("evaluate", [["evaluate"]], evaluates="controller")]
+    summary = run_pipeline(stages, tmp_path, lambda command: metrics[command[0]])
+    assert summary["evaluate"] == evaluation
+    assert summary["controller"] == {
+        "env_steps": 100,
+        **{"mean_return": 7.0, "ci95": 0.5, "std": 1.0, "episodes": 4},
+        **{"random_mean_return": 2.0, "zero_mean_return": 3.0, "dream_mean": 9.0, "random_difference_ci95": 0.25},
+    }
+
+
+def test_an_evaluation_knows_the_stage_whose_checkpoint_it_evaluates(tmp_path):
+    found = {step.name: step.evaluates for step in steps_of(read_pipeline("world_models/doom_temperatures"), tmp_path)}
+    assert found["evaluate"] == "controller"
+    assert found["evaluate_0_10"] == "controller_0_10"
+    assert {name for name, stage in found.items() if not stage} == {name for name in found if "evaluate" not in name}
+    (last,) = [step for step in steps_of(read_pipeline("world_models/iterative"), tmp_path) if step.evaluates][-1:]
+    assert (last.name, last.evaluates) == ("iteration_04/evaluate", "controller")
+
+
+def test_a_report_adds_a_number_under_another_name_and_says_if_there_is_none(tmp_path, capsys):
+    report = {"game.score": "loss", "a.loss": "other", "game.rest": "none"}
+    metrics = {"loss": 1.0, "other": 2.0}
+    summary = run_pipeline([Step("a", [["a"]], report)], tmp_path, lambda command: metrics)
+    assert summary["game"] == {"score": 1.0, "rest": None}
+    assert summary["a"] == {"loss": 2.0, "other": 2.0}
+    assert "loss 1, other 2, no metric 'none'" in capsys.readouterr().out
 
 
 def test_a_finished_stage_is_skipped_and_says_so(tmp_path, capsys):
@@ -159,7 +211,7 @@ def whole_things(out):
     return {str(file): (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
 
 
-def test_the_summary_has_every_number_that_was_promised(undisturbed):
+def test_the_summary_has_every_number_that_is_documented(undisturbed):
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert {"psnr", "ssim", "baseline_psnr"} <= set(summary["vae"])
     assert {"nll", "copy_nll", "untrained_nll"} <= set(summary["mdn_rnn"])
@@ -167,6 +219,7 @@ def test_the_summary_has_every_number_that_was_promised(undisturbed):
     assert list(summary["seconds"]) == ["collect", "vae", "encode", "mdn_rnn", "controller", "evaluate"]
     named = [summary["vae"]["psnr"], summary["mdn_rnn"]["nll"], *summary["controller"].values()]
     assert all(isinstance(number, int | float) for number in named)
+    assert summary["evaluate"]["baselines.zero.mean"] == summary["controller"]["zero_mean_return"]
 
 
 def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(tiny, undisturbed, tmp_path):
@@ -203,7 +256,61 @@ def test_a_finished_run_started_again_does_nothing(tiny, undisturbed, capsys):
     before = whole_things(undisturbed)
     assert main(["run", tiny, "--out", str(undisturbed)]) == 0
     assert whole_things(undisturbed) == before
-    assert capsys.readouterr().out.count("finished before") == 6
+    out = capsys.readouterr().out
+    assert out.count("finished before") == 6
+    assert out.count("NOT MEASURED") == 1, "No episode is long enough for the error 20 decisions ahead."
+    assert "zero action" in out
+
+
+def test_a_table_says_of_an_environment_only_what_is_true_of_it(tiny):
+    """CarRacing's lap and its gas stand in carracing.yaml; a pipeline that starts from it plays something else here."""
+    for row in table_of(read_pipeline(tiny)):
+        assert not any(word in row.what + row.against for word in ("lap", "tiles", "gas", "{"))
+    texts = [(row.what, row.against) for row in table_of(read_pipeline("world_models/quickstart"))]
+    assert texts[-2:] == [
+        ("C  mean return (a lap is 0.95 of the tiles)", "random policy"),
+        ("C  mean return (a lap is 0.95 of the tiles)", "half gas straight on"),
+    ]
+
+
+ROW = {"what": "return at {speed}", "value": "a.b", "baseline": "a.c", "against": "nothing"}
+UNFILLED = [
+    {"table": [ROW]},
+    {"sweep_table": {"rows": [{"name": "1", "evaluation": "evaluate"}], "note": "at {speed}"}},
+    {"view": {"charts": {"at {speed}": {"real": "controller.mean_return"}}}},
+    {"table": [ROW | {"what": "a score"}], "wording": {PLACE["id"]: {"a score": "at {speed}"}}},
+]
+
+
+@pytest.mark.parametrize("changes", UNFILLED)
+def test_a_template_that_stays_unfilled_in_a_table_stops_a_pipeline_before_its_first_stage(changes, tmp_path, capsys):
+    path = tmp_path / "pipe.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    out = tmp_path / "run"
+    assert main(["run", str(path), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(r"the pipeline's \w+ has \{speed\}, but the pipeline gives that no value", line)
+    assert not out.exists()
+    path.write_text(yaml.safe_dump({**TINY, **changes, "speed": 30}))
+    # Names of charts are keys, into which no values are put.
+    assert main(["run", str(path), "--out", str(out), "--dry-run"]) == (2 if "view" in changes else 0)
+
+
+def test_wording_that_is_no_mapping_is_one_line(tmp_path):
+    (tmp_path / "pipe.yaml").write_text(yaml.safe_dump({**TINY, "wording": {PLACE["id"]: "fast"}}))
+    with pytest.raises(ValueError, match="wording is .* write {ID OF AN ENVIRONMENT"):
+        read_pipeline(tmp_path / "pipe.yaml")
+
+
+def test_what_is_reported_is_no_setting_of_a_stage(tiny, undisturbed):
+    """So a run that a version with longer reports has begun goes on."""
+    pipeline = read_pipeline(tiny)
+    for stage in pipeline["stages"].values():
+        stage["report"] = {"vae.psnr": "vae/psnr"}
+    with lock_run_folder(undisturbed, pipeline):
+        pass
+    with lock_run_folder(undisturbed, read_pipeline(tiny)):
+        pass
 
 
 def test_a_folder_made_with_other_settings_is_refused_in_one_line(tiny, undisturbed, capsys):
@@ -233,24 +340,27 @@ def test_a_command_is_printed_as_it_can_be_typed(tmp_path, monkeypatch):
         (tmp_path / "venv/bin" / name).touch(mode=0o755)
     monkeypatch.setattr("sys.executable", str(tmp_path / "venv/bin/python"))
     monkeypatch.setenv("PATH", "/nowhere")
-    assert typed("tensorboard", "--logdir", "a b") == f"{tmp_path}/venv/bin/tensorboard --logdir 'a b'"
+    assert as_typed("tensorboard", "--logdir", "a b") == f"{tmp_path}/venv/bin/tensorboard --logdir 'a b'"
     monkeypatch.chdir(tmp_path)
-    assert typed("tensorboard") == "venv/bin/tensorboard"
+    assert as_typed("tensorboard") == "venv/bin/tensorboard"
     monkeypatch.setenv("PATH", str(tmp_path / "venv/bin"))
-    assert typed("tensorboard") == "tensorboard"
-    assert typed("elsewhere") == "elsewhere"
+    assert as_typed("tensorboard") == "tensorboard"
+    assert as_typed("elsewhere") == "elsewhere"
 
 
 def test_settings_of_a_stage_that_has_not_begun_may_still_change(tiny, tmp_path):
     out = tmp_path / "run"
-    with claim_folder(out, read_pipeline(tiny, changes=["seed=2"])):
+    with lock_run_folder(out, read_pipeline(tiny, changes=["seed=2"])):
         (out / "collect").mkdir()
-    with claim_folder(out, read_pipeline(tiny)):
+    with lock_run_folder(out, read_pipeline(tiny)):
         (out / "episodes").mkdir()
         (out / "episodes" / "ep-00000000-0-0-13.h5").touch()
-    with claim_folder(out, read_pipeline(tiny, changes=["vae.trainer.max_steps=13"])):
+    with lock_run_folder(out, read_pipeline(tiny, changes=["vae.trainer.max_steps=13"])):
         pass
-    with pytest.raises(ValueError, match="stage collect"), claim_folder(out, read_pipeline(tiny, changes=["seed=1"])):
+    with (
+        pytest.raises(ValueError, match="stage collect"),
+        lock_run_folder(out, read_pipeline(tiny, changes=["seed=1"])),
+    ):
         pass
 
 
@@ -261,11 +371,11 @@ def test_a_stage_that_failed_before_it_left_anything_takes_new_settings(tiny, tm
     (tmp_path / "episodes" / "ep-00000000-0-1-13.h5").touch()
     for episodes in (0, 3):
         stage = stage | {"set": stage["set"] | {"episodes": episodes}}
-        with claim_folder(tmp_path, {"stages": {"again": stage}}):
+        with lock_run_folder(tmp_path, {"stages": {"again": stage}}):
             (tmp_path / "again").mkdir(exist_ok=True)
     (tmp_path / "episodes" / "ep-00000001-0-2-13.h5").touch()
     with pytest.raises(ValueError, match="3, now 4"):
-        with claim_folder(tmp_path, {"stages": {"again": stage | {"set": stage["set"] | {"episodes": 4}}}}):
+        with lock_run_folder(tmp_path, {"stages": {"again": stage | {"set": stage["set"] | {"episodes": 4}}}}):
             pass
 
 
@@ -302,21 +412,21 @@ def test_a_folder_that_is_not_a_runs_is_refused(tiny, tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     (tmp_path / "file").touch()
     for out, says in ((tmp_path, "has no stages"), (tmp_path / "file", "cannot be written")):
-        with pytest.raises(ValueError, match=says), claim_folder(out, read_pipeline(tiny)):
+        with pytest.raises(ValueError, match=says), lock_run_folder(out, read_pipeline(tiny)):
             pass
 
 
 def test_the_number_of_processes_may_change_at_any_time(tiny, undisturbed):
-    with claim_folder(undisturbed, read_pipeline(tiny, changes=["collect.num_workers=3"])):
+    with lock_run_folder(undisturbed, read_pipeline(tiny, changes=["collect.num_workers=3"])):
         pass
 
 
 def test_two_runs_do_not_work_in_one_folder(tiny, tmp_path):
     def other():
-        with claim_folder(tmp_path, read_pipeline(tiny)):
+        with lock_run_folder(tmp_path, read_pipeline(tiny)):
             os._exit(0)
 
-    with claim_folder(tmp_path, read_pipeline(tiny)):
+    with lock_run_folder(tmp_path, read_pipeline(tiny)):
         process = multiprocessing.get_context("fork").Process(target=other)
         process.start()
         process.join()

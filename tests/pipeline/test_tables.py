@@ -35,10 +35,14 @@ def pipeline(path, **changes):
 
 def test_a_pipeline_prints_its_sweep_at_the_end(tmp_path, capsys):
     sweep = sweep_of(pipeline(tmp_path / "sweep.yaml"))
-    places = {f"{name}.{key}": f"{name}_{key}" for name, values in SUMMARY.items() for key in values}
-    numbers = {f"{name}_{key}": value for name, values in SUMMARY.items() for key, value in values.items()}
-    run_pipeline([Step("a", [["a"]], places)], tmp_path, lambda words: numbers, sweep=sweep)
+    steps = [Step(name, [[name]]) for name in SUMMARY]
+    run_pipeline(steps, tmp_path, lambda command: SUMMARY[command[0]], sweep=sweep)
     assert "sigma |      dreamt |         real\n  0.5 | 2060 +- 277 |    196 +- 50" in capsys.readouterr().out
+
+
+def test_a_row_of_a_sweep_may_name_an_evaluation_instead_of_its_four_numbers(tmp_path):
+    (row,) = sweep_of(pipeline(tmp_path / "sweep.yaml", rows=[{"name": "0.5", "evaluation": "cool"}])).rows
+    assert row == SweepRow("0.5", "cool.dream.mean", "cool.dream.std", "cool.mean", "cool.std")
 
 
 @pytest.mark.parametrize("changes", [{"rows": [{"name": "0.5"}]}, {"row": []}, {"rows": [ROWS[0] | {"reel": "a.b"}]}])

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 import wmlightning.environments.dummy  # noqa: F401  (registers the environments)
-from wmlightning.cli.commands import report
+from wmlightning.cli.commands import print_result
 from wmlightning.environments.factory import EnvFactory
 from wmlightning.policies.exploration import ConstantPolicy
 from wmlightning.tools.compare import (
@@ -241,7 +241,7 @@ def test_the_command_tells_in_words_where_we_lie(capsys):
     band = {"mean": 20.0, "min": 10.0, "max": 35.0, "seeds": 5.0}
     numbers |= {f"published.dreamer.{key}": value for key, value in band.items()}
     numbers |= {f"planner.{key}": 1.0 for key in ("mean", "difference", "difference_ci95", "ms_per_action")}
-    report(numbers | {"ms_per_action": 0.5})
+    print_result(numbers | {"ms_per_action": 0.5})
     said = capsys.readouterr().out.splitlines()
     assert said == [
         "mean return 21.0 +- 3.0 (95%) over 10 episodes",

@@ -1,1 +1,1 @@
-"""The command line: the only place that knows LightningCLI and the words that are typed."""
+"""The command line: the only package that uses LightningCLI and reads arguments."""

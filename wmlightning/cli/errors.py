@@ -1,4 +1,4 @@
-"""What a command ends with when it fails: one line that says what to do, and clean warnings on the way there."""
+"""Prints a failed command's error as one line that says what to do, and warnings without a place in the code."""
 
 import contextlib
 import importlib
@@ -19,19 +19,19 @@ from datamodules.files import FULL
 PACKAGES = (Path(__file__).parents[1], Path(importlib.import_module("datamodules").__file__ or "").parent)
 
 
-def last_words(error: Exception) -> str:
-    """The one line that a command ends with. Where the message alone would say little it gets its type and a place."""
+def error_line(error: Exception) -> str:
+    """Returns an error as one line, with its type and place unless the message explains itself."""
     if isinstance(error, OSError) and error.errno in FULL and error.strerror:
         return f"a disk is full ({one_line(error)}): free some space and go on; what was finished is whole"
-    if expected(error):
+    if explains_itself(error):
         return one_line(error)
     places = [frame for frame in traceback.extract_tb(error.__traceback__) if _ours(frame.filename)]
     place = f" in {Path(places[-1].filename).name}, line {places[-1].lineno}" if places else ""
-    return f"{type(error).__name__}{place}: {one_line(error)} (WMLIGHTNING_DEBUG=1 shows the way there)"
+    return f"{type(error).__name__}{place}: {one_line(error)} (WMLIGHTNING_DEBUG=1 shows the traceback)"
 
 
 def one_line(error: Exception) -> str:
-    """The message on one line: of jsonargparse's without its trail of all that it tried, of others the beginning."""
+    """Returns the message on one line: the first sentence, or of jsonargparse's error what it says of the value."""
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
     if not (isinstance(error, ArgumentError) or lines[:1] == ["Does not validate against any of the Union subtypes"]):
         # A line that ends in a colon announces the next.
@@ -40,49 +40,51 @@ def one_line(error: Exception) -> str:
     noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "Not a valid")
     noise += ("Expected a path", "Subclass types expect", "a class path (str)", "a dict with")
     lines = [line for line in lines if not line.startswith(noise)]
-    # Where a part may also be named by a path.
-    said = [line for line in lines if not line.startswith("Expected a <class 'str'>")] or lines
-    words = " ".join(said) or type(error).__name__
-    return words.replace("Expected a dot import path string:", "there is no class")
+    # Of arguments that take a path or a part.
+    kept = [line for line in lines if not line.startswith("Expected a <class 'str'>")] or lines
+    message = " ".join(kept) or type(error).__name__
+    return message.replace("Expected a dot import path string:", "there is no class")
 
 
-def expected(error: BaseException) -> bool:
-    """Whether the error's line says all: it is about files or settings, or our code raised it on purpose."""
+def explains_itself(error: BaseException) -> bool:
+    """Returns whether the message suffices: it is about files or settings, or this package raised it on purpose."""
     if isinstance(error, ArgumentError | OSError | MisconfigurationException):
         return True
     origin = traceback.extract_tb(error.__traceback__)[-1].filename
     if _ours(origin) and isinstance(error, ValueError | RuntimeError):
         return True
-    # What a part's constructor refuses, the parser of the command line wraps.
-    return error.__cause__ is not None and expected(error.__cause__)
+    # The parser of the command line wraps the errors of a part's constructor.
+    return error.__cause__ is not None and explains_itself(error.__cause__)
 
 
 @contextlib.contextmanager
 def clean_warnings() -> Iterator[None]:
-    """Prints warnings as `wmlightning: warning: ...`, without the line of code that gave them.
+    """Prints warnings as `wmlightning: warning: ...`, without the line of code that raised them.
 
-    So also what a thread could not read or write: TensorBoard's writes by itself, and the command hears of it next
-    time. With WMLIGHTNING_DEBUG all keep their place.
+    Prints OSErrors of threads in the same way: TensorBoard writes in a thread, and raises the error at its next call.
+    With WMLIGHTNING_DEBUG all of them keep their place in the code.
     """
-    before, threads = warnings.formatwarning, threading.excepthook
+    format_before = warnings.formatwarning
+    excepthook_before = threading.excepthook
 
     def clean(message: Warning | str, category: type[Warning], *place: object) -> str:
         if os.environ.get("WMLIGHTNING_DEBUG") or category is not UserWarning:
-            return before(message, category, *place)  # type: ignore[arg-type]
+            return format_before(message, category, *place)  # type: ignore[arg-type]
         return f"wmlightning: warning: {' '.join(str(message).split())}\n"
 
-    def ended(thread: Any) -> None:
+    def print_thread_error(thread: Any) -> None:
         if os.environ.get("WMLIGHTNING_DEBUG") or not isinstance(thread.exc_value, OSError):
-            threads(thread)
+            excepthook_before(thread)
         else:
             print(clean(str(thread.exc_value), UserWarning), end="", file=sys.stderr)
 
     warnings.formatwarning = clean  # type: ignore[assignment]
-    threading.excepthook = ended
+    threading.excepthook = print_thread_error
     try:
         yield
     finally:
-        warnings.formatwarning, threading.excepthook = before, threads
+        warnings.formatwarning = format_before
+        threading.excepthook = excepthook_before
 
 
 def _ours(filename: str) -> bool:

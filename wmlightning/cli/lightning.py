@@ -1,7 +1,7 @@
-"""The stages' command line: LightningCLI with this package's habits.
+"""The stages' command line: LightningCLI with this package's conventions.
 
-Every part can be named in YAML by its class alone (`VAE`, `UniformWindows`): all modules of the rooms below are
-imported first, so a new class in a new file there is found without registering it anywhere.
+YAML names every part by its class alone (`VAE`, `UniformWindows`): all modules of the packages in PART_PACKAGES are
+imported first, so a new class in a new file there is found without being registered.
 """
 
 import importlib
@@ -28,19 +28,28 @@ from wmlightning.callbacks.guards import StopOnNonFinite, WarnOfCollapse
 from wmlightning.callbacks.progress import ProgressLines
 from wmlightning.callbacks.stopping import StopTogether
 from wmlightning.cli.errors import one_line
-from wmlightning.pipeline.config import find_config, options, read_config, read_yaml
+from wmlightning.pipeline.config import find_config, read_config, read_yaml, to_options
 from wmlightning.recipes import migrate
 from wmlightning.stages.checkpoints import check_resumable, load
 from wmlightning.stages.requirements import check_expected, expect
 from wmlightning.stages.stage import Stage
 
-ROOMS = ("distributions", "objectives", "dynamics", "environments", "policies", "stages", "pictures", "callbacks")
-for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
-    for _module in pkgutil.iter_modules(importlib.import_module(_room).__path__, f"{_room}."):
+PART_PACKAGES = (
+    "distributions",
+    "objectives",
+    "dynamics",
+    "environments",
+    "policies",
+    "stages",
+    "pictures",
+    "callbacks",
+)
+for _package in ("datamodules", *(f"wmlightning.{package}" for package in PART_PACKAGES)):
+    for _module in pkgutil.iter_modules(importlib.import_module(_package).__path__, f"{_package}."):
         try:
             importlib.import_module(_module.name)
         except (ModuleNotFoundError, DependencyNotInstalled) as _missing:
-            # A suite whose extra is not installed says so when it is asked for. Our own modules are never missing.
+            # A suite whose extra is not installed raises when it is used. Modules of this package are never missing.
             if str(getattr(_missing, "name", "")).startswith(("wmlightning", "datamodules")):
                 raise
 
@@ -63,7 +72,7 @@ TRAINER_DEFAULTS = {
 
 
 def load_yaml(text: str) -> Any:
-    """What a text of YAML stands for to the parsers; None is null too."""
+    """Parses YAML for the parsers of parts; the string None is null too."""
     return _with_nulls(get_loader("yaml")(text))
 
 
@@ -75,17 +84,17 @@ def _with_nulls(value: Any) -> Any:
     return None if value == "None" else value
 
 
-# jsonargparse 4.53 hands a value to the parser of the part it belongs to as str(value): `--model.environment.crop=null`
-# comes there as `--crop=None`, which in YAML is a string.
+# jsonargparse 4.53 passes a value to the parser of its part as str(value): `--model.environment.crop=null` arrives
+# there as `--crop=None`, which is a string in YAML.
 PARSER_MODE = "yaml_with_none"
 set_loader(PARSER_MODE, load_yaml, (yaml.YAMLError,))
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the settings of a fit to `<default_root_dir>/config.yaml`; with `-c` they can be used again."""
+    """Writes the settings of a fit to `<default_root_dir>/config.yaml`, which `-c` accepts."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Writes them on the first process; the checkpoint that a resumed fit came from is left out."""
+        """Writes the settings on the first process, without the checkpoint that a fit was resumed from."""
         if stage == "fit" and trainer.is_global_zero:
             config = self.config.clone()
             config.pop("ckpt_path", None)
@@ -94,27 +103,27 @@ class SaveConfig(SaveConfigCallback):
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI with this package's habits.
+    """LightningCLI with this package's conventions.
 
     * The model is any stage; without one, `--ckpt_path FILE` rebuilds the stage from the checkpoint alone.
-    * Data may be left out for a stage that brings its own.
-    * `seed_everything` is the seed of model and data too.
-    * What a run writes is under `trainer.default_root_dir`: checkpoints/last.ckpt, tensorboard/, config.yaml.
-    * A fit does not write over the checkpoints of another one.
-    * Where there is no terminal, a fit's progress is lines instead of a bar.
-    * `StopOnNonFinite`, `WarnOfCollapse` and `StopTogether` watch over every fit; one named among the callbacks takes
-      its place.
+    * Data may be left out for a stage that has its own.
+    * `seed_everything` is also the seed of model and data.
+    * A run writes below `trainer.default_root_dir`: checkpoints/last.ckpt, tensorboard/, config.yaml.
+    * A fit does not overwrite the checkpoints of another one.
+    * Without a terminal, a fit prints lines instead of a progress bar.
+    * Every fit has `StopOnNonFinite`, `WarnOfCollapse` and `StopTogether`; one named among the callbacks replaces the
+      default.
 
     Args:
-        args: the words after `wmlightning`, or after the command where `run` is false.
+        args: the arguments after `wmlightning`, or after the command where `run` is false.
         run: whether to run the command, or only to build `model`, `datamodule` and `trainer`.
-        check: build what the words ask for, and run nothing. During a `preflight` the untrained stage of a fit then
-            stands in for the checkpoint that it will leave.
+        check: build the objects and run nothing. Inside a `preflight` the untrained stage of a fit then stands in for
+            the checkpoint that the fit will write.
     """
 
     def __init__(self, args: list[str], run: bool = True, check: bool = False) -> None:
         self.check, self.command = check, args[0] if run else None
-        # A typo that is the beginning of an option is a typo.
+        # An abbreviated option is more often a typo.
         quiet: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": PARSER_MODE}
         super().__init__(
             Stage,
@@ -130,11 +139,11 @@ class CommandLine(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Only the one that is asked for: the parser of each takes a tenth of a second to build."""
+        """Returns only the command that runs: the parser of each takes a tenth of a second to build."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name == self.command}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds trainer, model and data; the last two may be left out."""
+        """Adds trainer, model and data; the last two are optional."""
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
         parser.add_lightning_class_args(Stage, "model", subclass_mode=True, required=False)
@@ -145,19 +154,21 @@ class CommandLine(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
-            # Predictions go where a callback writes them; kept in memory they would be a whole data set.
+            # A callback writes the predictions; kept in memory they would be a whole data set.
             parser.set_defaults({"return_predictions": False})
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses exactly the words given, after finding configuration files by name."""
-        self.config = parser.parse_args(with_whole_lists(with_found_configs(args)))
+        """Parses the arguments, after finding configuration files by name."""
+        self.config = parser.parse_args(with_replaced_callbacks(with_found_configs(args)))
         seed = (self.config[self.command] if self.command else self.config).get("seed_everything")
         if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
-            raise ValueError(f"seed_everything is {seed} but wants a whole number from 0 to {2**32 - 1}: give another")
+            raise ValueError(
+                f"seed_everything is {seed} but must be a whole number from 0 to {2**32 - 1}: give another"
+            )
 
     def _parse_ckpt_path(self) -> None:
-        """Our checkpoints hold a recipe instead of Lightning's hyperparameters; see `instantiate_classes`."""
+        """Does nothing: checkpoints hold a recipe, not Lightning's hyperparameters; see `instantiate_classes`."""
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer."""
@@ -188,7 +199,7 @@ class CommandLine(LightningCLI):
             self._preflight()
 
     def _preflight(self) -> None:
-        """Checks what can be checked without data, and registers what the command will write."""
+        """Checks everything that needs no data, and registers the files that the command will write."""
         if self.subcommand == "fit":
             self.model.configure_optimizers()
             self.model.check_parts()
@@ -204,23 +215,23 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer: logger and last checkpoint under `default_root_dir` (`runs/<stage>`), and the guards."""
-        given = self._get(self.config_init, "trainer")
-        if str(given.precision).endswith("-true") and given.precision != "32-true":
-            raise ValueError(f"precision is {given.precision} but weights are float32: give 32-true or bf16-mixed")
-        root = given.default_root_dir or f"runs/{type(self.model).__name__.lower()}"
-        callbacks = _listed(given.callbacks)
-        if given.enable_checkpointing is not False and not _has(callbacks, LastCheckpoint):
+        options = self._get(self.config_init, "trainer")
+        if str(options.precision).endswith("-true") and options.precision != "32-true":
+            raise ValueError(f"precision is {options.precision} but weights are float32: give 32-true or bf16-mixed")
+        root = options.default_root_dir or f"runs/{type(self.model).__name__.lower()}"
+        callbacks = _as_list(options.callbacks)
+        if options.enable_checkpointing is not False and not _has(callbacks, LastCheckpoint):
             callbacks.append(LastCheckpoint())
-        wants_bar = given.enable_progress_bar is not False and not _has(callbacks, ProgressBar)
-        if self.subcommand == "fit" and wants_bar and not sys.stderr.isatty():
+        default_bar = options.enable_progress_bar is not False and not _has(callbacks, ProgressBar)
+        if self.subcommand == "fit" and default_bar and not sys.stderr.isatty():
             callbacks.append(ProgressLines())
         callbacks += [guard() for guard in (StopOnNonFinite, WarnOfCollapse) if not _has(callbacks, guard)]
         if not _has(callbacks, StopTogether):
             callbacks.insert(0, StopTogether())
-        logger = given.logger
+        logger = options.logger
         if logger in (None, True):
             logger = False if self.subcommand == "predict" else TensorBoardLogger(root, "tensorboard", "")
-        plugins = _listed(given.plugins)
+        plugins = _as_list(options.plugins)
         if not _has(plugins, CheckpointIO):
             plugins.append(AtomicCheckpointIO())
         return super().instantiate_trainer(default_root_dir=root, callbacks=callbacks, logger=logger, plugins=plugins)
@@ -230,7 +241,7 @@ class CommandLine(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
-        """Keeps another fit's folder from being written over."""
+        """Refuses to overwrite the checkpoint of another fit."""
         last = LastCheckpoint.path(self.trainer)
         if self._get(self.config, "ckpt_path") is None and last.exists():
             raise ValueError(
@@ -240,7 +251,7 @@ class CommandLine(LightningCLI):
         check_writable(last)
 
     def after_fit(self) -> None:
-        """Saves the untrained model of a fit of 0 steps, which no hook does."""
+        """Saves the untrained model of a fit of 0 steps, for which Lightning calls no hook."""
         if self.trainer.max_steps == 0 and self.trainer.checkpoint_callbacks:
             self.trainer.save_checkpoint(LastCheckpoint.path(self.trainer))
 
@@ -249,13 +260,15 @@ def _has(callbacks: list[Any], kind: type) -> bool:
     return any(isinstance(callback, kind) for callback in callbacks)
 
 
-def _listed(given: Any) -> list[Any]:
-    """As Lightning reads its flags: nothing, one, or several."""
-    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+def _as_list(value: Any) -> list[Any]:
+    """Reads a flag as Lightning does: none, one, or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def build(config: str | Path | list[str | Path], **overrides: Any) -> CommandLine:
-    """The command line without running it.
+    """Builds model, data and trainer as the command line does, without running anything.
 
     Args:
         config: one or several configuration files, found as the command line finds them; later ones win.
@@ -266,58 +279,62 @@ def build(config: str | Path | list[str | Path], **overrides: Any) -> CommandLin
         An object with `model`, `datamodule` (None if the files name none) and `trainer`.
 
     Raises:
-        ValueError: for a file or a setting that makes no sense, in one line.
+        ValueError: for a wrong file or setting, in one line.
     """
     files = config if isinstance(config, list) else [config]
     nested = {key: value for key, value in overrides.items() if isinstance(value, dict) and "." not in key}
-    words = [word for file in files for word in ("-c", str(file))]
-    words += ["-c", json.dumps(nested)] if nested else []
+    arguments = [argument for file in files for argument in ("-c", str(file))]
+    arguments += ["-c", json.dumps(nested)] if nested else []
+    arguments += to_options({key: value for key, value in overrides.items() if key not in nested})
     try:
-        return CommandLine(words + options({k: v for k, v in overrides.items() if k not in nested}), run=False)
+        return CommandLine(arguments, run=False)
     except ArgumentError as error:
         raise ValueError(one_line(error)) from error
 
 
-def with_whole_lists(args: list[str]) -> list[str]:
-    """Forgets earlier callbacks before every word that names new ones, where the parser would mix the two lists.
+def with_replaced_callbacks(args: list[str]) -> list[str]:
+    """Clears earlier callbacks before every argument that sets them, where the parser would merge the two lists.
 
     Raises:
-        ValueError: for a seed of the model or the data, which would do nothing.
+        ValueError: for a seed of the model or the data, which would have no effect.
     """
-    whole: list[str] = []
-    for position, word in enumerate(args):
+    replaced: list[str] = []
+    for position, argument in enumerate(args):
         before = args[position - 1] if position else ""
         if before in ("-c", "--config"):
-            named = read_yaml(word, before) if word.startswith("{") else read_config(word)
-            trainer = named.get("trainer") if isinstance(named, dict) else None
+            values = read_yaml(argument, before) if argument.startswith("{") else read_config(argument)
+            trainer = values.get("trainer") if isinstance(values, dict) else None
             if isinstance(trainer, dict) and "callbacks" in trainer:
-                whole[-1:] = ["--trainer.callbacks=null", before]
-        elif word.startswith("--trainer.callbacks="):
-            whole.append("--trainer.callbacks=null")
-        elif word.partition("=")[0] in SEEDS:
-            raise ValueError(f"{word} would do nothing, for model and data take the run's seed: give --seed_everything")
-        whole.append(word)
-    return whole
+                replaced[-1:] = ["--trainer.callbacks=null", before]
+        elif argument.startswith("--trainer.callbacks="):
+            replaced.append("--trainer.callbacks=null")
+        elif argument.partition("=")[0] in SEEDS:
+            raise ValueError(
+                f"{argument} would do nothing, for model and data take the run's seed: give --seed_everything"
+            )
+        replaced.append(argument)
+    return replaced
 
 
 def with_found_configs(args: list[str]) -> list[str]:
-    """Replaces the names after -c and --config by the files they stand for; inline mappings stay.
+    """Replaces the names after -c and --config by the paths of their files; inline mappings stay.
 
-    A file that an earlier version wrote, such as the config.yaml of a run, becomes a mapping with today's names.
+    A file with names of an earlier version, such as the config.yaml of a run, becomes a mapping with present names.
     """
     found = []
-    for position, word in enumerate(args):
-        flag, sign, name = word.partition("=")
-        if flag == "--config" and sign and not name.startswith("{"):
+    for position, argument in enumerate(args):
+        flag, equals, name = argument.partition("=")
+        if flag == "--config" and equals and not name.startswith("{"):
             found.append("--config")
-            word = _today(find_config(name))
-        elif position and args[position - 1] in ("-c", "--config") and not word.startswith("{"):
-            word = _today(find_config(word))
-        found.append(word)
+            argument = _migrated_config(find_config(name))
+        elif position and args[position - 1] in ("-c", "--config") and not argument.startswith("{"):
+            argument = _migrated_config(find_config(argument))
+        found.append(argument)
     return found
 
 
-def _today(path: Path) -> str:
-    """The path of a configuration file; its content as JSON where that has names of an earlier version."""
+def _migrated_config(path: Path) -> str:
+    """Returns a configuration file's path, or its migrated content as JSON if it has names of an earlier version."""
     values = read_yaml(path.read_text(), str(path))
-    return str(path) if (migrated := migrate(values)) == values else json.dumps(migrated)
+    migrated = migrate(values)
+    return str(path) if migrated == values else json.dumps(migrated)

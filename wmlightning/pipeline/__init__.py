@@ -1,1 +1,1 @@
-"""An experiment of several stages: its file, its folder, its run and the tables at its end."""
+"""Experiments of several stages: the configuration file, the run folder, the runner and the closing tables."""

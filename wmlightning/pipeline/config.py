@@ -1,28 +1,32 @@
-"""YAML: finding files, laying one over another, and what a pipeline's file means.
+"""Reads YAML configurations, merges one over another, and turns a pipeline's file into commands and tables.
 
 A pipeline is one file:
 
     base: world_models/carracing            optional: start from that pipeline, and state only what differs
-    seed: 0                                 any key beside the reserved ones names a value ...
+    seed: 0                                 any key that is not reserved names a value ...
     environment: {class_path: EnvFactory, init_args: {id: CarRacing-v3}}
     stages:                                 in order; each is a command that could be typed by hand
       collect:
         command: collect
         config: [world_models/collect.yaml]
-        set: {path: "{run}/episodes", environment: "{environment}", seed: "{seed}"}     ... and is put in by "{name}"
-        report: {episodes: episodes}        place in summary.json: name of the metric
-      vae: {command: fit, config: [...], set: {trainer.max_steps: 800}, test: true, report: {...}}
-    iterations: 5                           optional: the stages of `loop` follow, so many times over
+        set: {path: "{run}/episodes", environment: "{environment}", seed: "{seed}"}     ... that "{name}" stands for
+      vae: {command: fit, config: [...], set: {trainer.max_steps: 800}, test: true}
+      evaluate: {command: evaluate, set: {agent: "{run}/controller/checkpoints/last.ckpt"}}
+    iterations: 5                           optional: the stages of `loop` follow, repeated so many times
     loop:                                   stages like those above, in folders iteration_01/NAME, iteration_02/NAME ...
       mdn_rnn: {command: fit, set: {model.start: "{previous}/mdn_rnn/checkpoints/last.ckpt"}, ...}
     solved: {value: controller.mean_return, at_least: -200}       ends the loop early
     view: {steps: collect.env_steps, charts: {return: {real: controller.mean_return}}}    see `Loop` in tables.py
     table: [{what: ..., value: vae.psnr, baseline: vae.baseline_psnr, against: mean image, better: higher}]
-    sweep_table: {rows: [{name: "0.5", dream: a.dream, dream_std: ..., real: a.real, real_std: ...}]}
+    sweep_table: {rows: [{name: "0.5", evaluation: evaluate_0_50}]}
+    wording: {CarRacing-v3: {zero action: half gas}}    what the tables write instead in this environment (by its id)
 
-`{run}` is the run's folder. In a loop `{iteration}` is the turn's number, `{current}` its folder and `{previous}` that
-of the turn before, which for the first is `{run}`: stages before the loop that have the names of stages in it are what
-it starts from. A stage that is null is left out: a file laid over the pipeline can so remove one, or fill its place.
+`{run}` is the run's folder. In a loop `{iteration}` is the number of the iteration, `{current}` its folder and
+`{previous}` the folder of the iteration before; for the first iteration that is `{run}`, so it starts from the stages
+of the same names before the loop. A stage that is null is left out: an overlay can remove a stage, or fill a gap.
+
+`solved`, `view`, `table` and `sweep_table` name numbers of summary.json as STAGE.METRIC: `summarize` in run.py explains
+them. A stage's optional `report: {STAGE.NAME: METRIC}` adds a number under another name.
 """
 
 import copy
@@ -40,30 +44,32 @@ from wmlightning.recipes import migrate
 PACKAGE = Path(__file__).parents[1]
 COMMANDS = {"collect", "fit", "validate", "test", "predict", "evaluate"}
 STAGE_KEYS = {"command", "config", "set", "test", "report", "iteration"}
-RESERVED = {"base", "stages", "iterations", "loop", "solved", "view", "table", "sweep_table"}
+RESERVED = {"base", "stages", "iterations", "loop", "solved", "view", "table", "sweep_table", "wording"}
+PLACEHOLDER = re.compile(r"\{([a-z]\w*(?:\.\w+)*)\}")
+"""`{name}` or `{name.key.key}`, where a named value is to be put in."""
 
 
 def find_config(name: str | Path) -> Path:
-    """Finds a configuration file, with or without `.yaml`.
+    """Returns the path of a configuration file, named with or without `.yaml`.
 
-    It is looked for as the path given, then inside the package (where a wheel puts the configurations), then beside the
-    package (a checkout, where an editable install finds the live files).
+    Searches the path as given, then inside the package (where a wheel puts the configurations), then beside the package
+    (in a checkout, where an editable install finds the live files).
 
     Raises:
-        FileNotFoundError: in one line that says where it was looked for.
+        FileNotFoundError: if there is none; the message lists the folders searched.
     """
-    # Inside before beside: beside an installed package lies whatever other packages put there.
+    # Inside before beside: beside an installed package are the files of other packages.
     folders = [Path(), *(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())]
     for folder in folders:
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
-    looked = ", ".join(str(folder.absolute()) for folder in folders)
-    raise FileNotFoundError(f"there is no configuration {str(name)!r} in {looked}: check the name")
+    searched = ", ".join(str(folder.absolute()) for folder in folders)
+    raise FileNotFoundError(f"there is no configuration {str(name)!r} in {searched}: check the name")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Reads a YAML mapping; class paths that an earlier version wrote come back with today's names.
+    """Reads a YAML mapping and gives class paths of earlier versions their present names.
 
     Raises:
         ValueError: if the file is not YAML or not a mapping.
@@ -78,7 +84,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """The value that a text stands for; raises ValueError in one line, naming its source, if it is not YAML."""
+    """Parses a YAML text.
+
+    Raises:
+        ValueError: if it is not YAML, in one line that names its source.
+    """
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -86,7 +96,7 @@ def read_yaml(text: str, source: str) -> Any:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Lays one mapping over another, key by key; anything else replaces what was there."""
+    """Merges one mapping over another, key by key; any other value replaces the one below."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return copy.deepcopy(over)
     merged = copy.deepcopy(base)
@@ -95,54 +105,62 @@ def merge(base: Any, over: Any) -> Any:
     return merged
 
 
-def put(values: dict[str, Any], place: str, value: Any) -> None:
-    """Sets `values["a"]["b"]` for the place `a.b`, making mappings on the way."""
-    *way, last = place.split(".")
-    for key in way:
+def assign(values: dict[str, Any], dotted_name: str, value: Any) -> None:
+    """Sets `values["a"]["b"]` for the dotted name `a.b`, creating mappings that are missing."""
+    *parents, last = dotted_name.split(".")
+    for key in parents:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
-            raise ValueError(f"{key} is {values!r}, so there is no {place}: set {key} itself")
+            raise ValueError(f"{key} is {values!r}, so there is no {dotted_name}: set {key} itself")
     values[last] = value
 
 
-def fill(value: Any, names: dict[str, Any]) -> Any:
-    """Replaces `{name}`, or `{name.key.key}`, in every string of a nested value, where there is such a name.
+def named_values(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values that a pipeline names, which `{name}` stands for."""
+    return {key: value for key, value in pipeline.items() if key not in RESERVED}
 
-    A string that is nothing else takes the value's own type.
+
+def substitute(value: Any, names: dict[str, Any]) -> Any:
+    """Replaces `{name}` and `{name.key.key}` in every string of a nested value; unknown names stay as they are.
+
+    A string that consists of one placeholder becomes the named value itself, of its own type.
     """
     if isinstance(value, dict):
-        return {key: fill(item, names) for key, item in value.items()}
+        return {key: substitute(item, names) for key, item in value.items()}
     if isinstance(value, list):
-        return [fill(item, names) for item in value]
+        return [substitute(item, names) for item in value]
     if not isinstance(value, str):
         return value
 
-    def meant(found: re.Match[str]) -> Any:
-        place: Any = names
+    def look_up(found: re.Match[str]) -> Any:
+        item: Any = names
         for key in found[1].split("."):
-            if not isinstance(place, dict) or key not in place:
+            if not isinstance(item, dict) or key not in item:
                 return found[0]
-            place = place[key]
-        return place
+            item = item[key]
+        return item
 
     whole = re.fullmatch(r"\{([\w.]+)\}", value)
-    return copy.deepcopy(meant(whole)) if whole else re.sub(r"\{([\w.]+)\}", lambda found: str(meant(found)), value)
+    if whole:
+        return copy.deepcopy(look_up(whole))
+    return re.sub(r"\{([\w.]+)\}", lambda found: str(look_up(found)), value)
 
 
 def read_pipeline(
     config: str | Path, overlays: tuple[str, ...] | list[str] = (), changes: tuple[str, ...] | list[str] = ()
 ) -> dict[str, Any]:
-    """Reads a pipeline, its bases, the overlays and the single changes, checks its form and unrolls its loop.
+    """Reads a pipeline with its bases, overlays and single changes; checks its form and unrolls its loop.
 
     Args:
         config: name or path of the pipeline's file.
-        overlays: names or paths of files to lay over it, from left to right.
-        changes: `stage.key=value`, `loop.stage.key=value`, `iterations=value` or `name=value` words.
+        overlays: names or paths of files to merge over it, from left to right.
+        changes: strings `stage.key=value`, `loop.stage.key=value`, `iterations=value` or `name=value`.
 
     Raises:
         ValueError: for a file that is no pipeline, or a change that names nothing in it.
     """
-    pipeline, chain = read_config(config), [find_config(config)]
+    pipeline = read_config(config)
+    chain = [find_config(config)]
     while "base" in pipeline:
         chain.append(find_config(str(pipeline.pop("base"))))
         if chain[-1].resolve() in [path.resolve() for path in chain[:-1]]:
@@ -172,7 +190,7 @@ def read_pipeline(
         stage["config"] = [config_files] if isinstance(config_files, str) else list(config_files)
     for change in changes:
         _change(pipeline, change)
-    return unrolled(pipeline)
+    return unroll_loop(_reword(pipeline))
 
 
 def _check_stage(which: str, stage: Any) -> None:
@@ -180,13 +198,13 @@ def _check_stage(which: str, stage: Any) -> None:
         raise ValueError(f"{which} is {stage!r} but is a mapping: write {{command: fit, config: [FILE], set: {{...}}}}")
     unknown = set(stage) - STAGE_KEYS
     if unknown or "command" not in stage:
-        wrong = f"does not know {_any(sorted(map(str, unknown)))}" if unknown else "needs a command"
-        raise ValueError(f"{which} {wrong}: a stage has {_any(sorted(STAGE_KEYS))}")
+        wrong = f"does not know {one_of(sorted(map(str, unknown)))}" if unknown else "needs a command"
+        raise ValueError(f"{which} {wrong}: a stage has {one_of(sorted(STAGE_KEYS))}")
     if stage["command"] not in COMMANDS:
-        raise ValueError(f"{which} has the command {stage['command']!r}: write {_any(sorted(COMMANDS))}")
+        raise ValueError(f"{which} has the command {stage['command']!r}: write {one_of(sorted(COMMANDS))}")
     for key in ("set", "report"):
-        given = stage.get(key) or {}
-        if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        mapping = stage.get(key) or {}
+        if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping):
             raise ValueError(f"{which} has {key}: {stage[key]!r}, but that is a mapping of names to values: mend it")
     report = stage.get("report") or {}
     try:
@@ -201,36 +219,60 @@ def _check_stage(which: str, stage: Any) -> None:
 
 
 def _change(pipeline: dict[str, Any], change: str) -> None:
-    """Makes one change of the form `stage.key=value`, `loop.stage.key=value`, `iterations=value` or `name=value`."""
-    place, sign, text = change.partition("=")
-    value, (first, _, rest) = read_yaml(text, f"--set {change}"), place.partition(".")
-    stages, loop = pipeline["stages"], pipeline.get("loop", {})
+    """Applies one change of the form `stage.key=value`, `loop.stage.key=value`, `iterations=value` or `name=value`."""
+    name, equals, text = change.partition("=")
+    value = read_yaml(text, f"--set {change}")
+    first, _, rest = name.partition(".")
+    stages = pipeline["stages"]
+    loop = pipeline.get("loop", {})
     in_loop = first == "loop" and rest.partition(".")[0] in loop
     if in_loop:
-        stages, (first, _, rest) = loop, rest.partition(".")
-    if sign and first in stages and rest:
+        stages = loop
+        first, _, rest = rest.partition(".")
+    if equals and first in stages and rest:
         stages[first]["set"] = (stages[first].get("set") or {}) | {rest: value}
-    elif sign and not in_loop and first in pipeline and (first not in RESERVED or place == "iterations"):
-        put(pipeline, place, value)
+    elif equals and not in_loop and first in pipeline and (first not in RESERVED or name == "iterations"):
+        assign(pipeline, name, value)
     else:
         names = [*pipeline["stages"], *(f"loop.{name}" for name in loop), *(["iterations"] if loop else [])]
         names += [key for key in pipeline if key not in RESERVED]
-        raise ValueError(f"--set {change} changes nothing: write KEY=VALUE, with KEY beginning with {_any(names)}")
+        raise ValueError(f"--set {change} changes nothing: write KEY=VALUE, with KEY beginning with {one_of(names)}")
 
 
-def unrolled(pipeline: dict[str, Any]) -> dict[str, Any]:
-    """The pipeline with its loop's stages in a row after the others, `iteration_01/NAME` and so on.
+def _reword(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """Applies `wording` to the tables: what they write about this environment only, instead of a neutral text."""
+    pipeline = dict(pipeline)
+    wording = pipeline.pop("wording", None) or {}
+    if not isinstance(wording, dict) or not all(isinstance(texts, dict) for texts in wording.values()):
+        raise ValueError(f"wording is {wording!r}: write {{ID OF AN ENVIRONMENT: {{text: what to write instead}}}}")
+    texts = wording.get(substitute("{environment.init_args.id}", named_values(pipeline)), {})
+
+    def reword(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: reword(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [reword(item) for item in value]
+        for text, instead in texts.items():
+            value = value.replace(text, instead) if isinstance(value, str) else value
+        return value
+
+    return pipeline | {key: reword(pipeline[key]) for key in ("table", "sweep_table") if key in pipeline}
+
+
+def unroll_loop(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """Returns the pipeline with its loop's stages in a row after the others, `iteration_01/NAME` and so on.
 
     Raises:
         ValueError: if only one of `loop` and `iterations` is there, or `iterations` is not a whole number above 0.
     """
     pipeline = dict(pipeline)
-    loop, iterations = pipeline.pop("loop", None), pipeline.pop("iterations", None)
+    loop = pipeline.pop("loop", None)
+    iterations = pipeline.pop("iterations", None)
     if loop is None and iterations is None:
         return pipeline
     if not loop or type(iterations) is not int or iterations < 1:
         raise ValueError(
-            f"iterations is {iterations} and loop has the stages {list(loop or {})}: a loop wants both, stages and how "
+            f"iterations is {iterations} and loop has the stages {list(loop or {})}: a loop needs both, stages and how "
             "often they are run, at least once"
         )
     pipeline["stages"] = dict(pipeline["stages"])
@@ -239,48 +281,65 @@ def unrolled(pipeline: dict[str, Any]) -> dict[str, Any]:
         names = {"iteration": iteration, "current": folders[iteration], "previous": folders[iteration - 1]}
         for name, stage in loop.items():
             full_name = f"{folders[iteration].removeprefix('{run}/')}/{name}"
-            pipeline["stages"][full_name] = fill(stage, names) | {"iteration": iteration}
+            pipeline["stages"][full_name] = substitute(stage, names) | {"iteration": iteration}
     return pipeline
 
 
-def options(settings: dict[str, Any]) -> list[str]:
-    """Settings by dotted name as words of a command line; shorter names first, so that longer ones refine them."""
-    words = []
-    for place, value in sorted(settings.items(), key=lambda item: item[0].count(".")):
-        words.append(f"--{place}={value if isinstance(value, str) else json.dumps(value)}")
-    return words
+def to_options(settings: dict[str, Any]) -> list[str]:
+    """Writes settings by dotted name as `--name=value`; shorter names first, so that longer ones refine them."""
+    ordered = sorted(settings.items(), key=lambda item: item[0].count("."))
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in ordered]
 
 
 def steps_of(pipeline: dict[str, Any], out: Path) -> list[Step]:
-    """The commands behind a pipeline's stages, each of which could be typed by hand."""
-    names = {key: value for key, value in pipeline.items() if key not in RESERVED} | {"run": str(out)}
-    steps = []
+    """Returns the commands of a pipeline's stages, each of which could be typed by hand."""
+    names = named_values(pipeline) | {"run": str(out)}
+    steps: list[Step] = []
     for name, stage in pipeline["stages"].items():
-        settings = fill(stage.get("set") or {}, names)
-        words = [stage["command"]]
+        settings = substitute(stage.get("set") or {}, names)
+        command = [stage["command"]]
         for config in stage["config"]:
-            words += ["-c", config if isinstance(config, str) else json.dumps(fill(config, names))]
+            command += ["-c", config if isinstance(config, str) else json.dumps(substitute(config, names))]
         if stage["command"] == "fit":
             settings.setdefault("trainer.default_root_dir", str(out / name))
-        words += options(settings)
-        for word in words:
-            if unknown := re.search(r"\{[a-z]\w*(\.\w+)*\}", word):
+        command += to_options(settings)
+        for argument in command:
+            if unknown := PLACEHOLDER.search(argument):
                 raise ValueError(
-                    f"stage {name} has {word}, but nothing is named {unknown[0]}: write {_any(sorted(names))}"
+                    f"stage {name} has {argument}, but nothing is named {unknown[0]}: write {one_of(sorted(names))}"
                 )
-        commands = [words]
+        commands = [command]
         if stage.get("test"):
-            last = f"--ckpt_path={out / name}/checkpoints/last.ckpt"
-            commands.append(["test", *words[1:], last, "--verbose=false"])
-        steps.append(Step(name, commands, stage.get("report") or {}, stage.get("iteration", 0)))
+            checkpoint = f"--ckpt_path={out / name}/checkpoints/last.ckpt"
+            commands.append(["test", *command[1:], checkpoint, "--verbose=false"])
+        evaluates = ""
+        if stage["command"] == "evaluate":
+            agent = Path(str(settings.get("agent", "")))
+            sections = [step.section for step in steps if out / step.name / "checkpoints" / "last.ckpt" == agent]
+            evaluates = sections[0] if sections else ""
+        steps.append(Step(name, commands, stage.get("report") or {}, stage.get("iteration", 0), evaluates))
     return steps
 
 
+def _with_values(pipeline: dict[str, Any], key: str, default: Any) -> Any:
+    """Returns what a pipeline has at `key`, with its named values put in.
+
+    Raises:
+        ValueError: if a placeholder names a value that the pipeline does not have.
+    """
+    filled = substitute(pipeline.get(key, default), named_values(pipeline))
+    if unknown := PLACEHOLDER.search(str(filled)):
+        raise ValueError(
+            f"the pipeline's {key} has {unknown[0]}, but the pipeline gives that no value: give it one, or word "
+            f"the {key} without it"
+        )
+    return filled
+
+
 def table_of(pipeline: dict[str, Any]) -> list[Comparison]:
-    """The rows of the closing table, with the pipeline's values put in."""
-    names = {key: value for key, value in pipeline.items() if key not in RESERVED}
+    """Returns the rows of the closing table, with the pipeline's values put in."""
     try:
-        return [Comparison(**fill(row, names)) for row in pipeline.get("table", [])]
+        return [Comparison(**row) for row in _with_values(pipeline, "table", [])]
     except TypeError as error:
         raise ValueError(
             f"a row of the pipeline's table is wrong ({error}): see wmlightning/pipeline/tables.py"
@@ -288,25 +347,34 @@ def table_of(pipeline: dict[str, Any]) -> list[Comparison]:
 
 
 def sweep_of(pipeline: dict[str, Any]) -> Sweep | None:
-    """The table of settings, if the pipeline has one."""
+    """Returns the table of a sweep, or None if the pipeline has none."""
     if "sweep_table" not in pipeline:
         return None
     try:
-        given = dict(pipeline["sweep_table"])
-        return Sweep([SweepRow(**row) for row in given.pop("rows")], **given)
+        sweep = dict(_with_values(pipeline, "sweep_table", {}))
+        return Sweep([_sweep_row(**row) for row in sweep.pop("rows")], **sweep)
     except (TypeError, KeyError) as error:
         raise ValueError(f"the pipeline's sweep_table is wrong ({error}): see wmlightning/pipeline/tables.py") from None
 
 
+def _sweep_row(name: str, evaluation: str | None = None, **places: str) -> SweepRow:
+    """Builds a row from an evaluation of an agent with a dream, or from the four places themselves."""
+    if evaluation is not None:
+        dream = {"dream": f"{evaluation}.dream.mean", "dream_std": f"{evaluation}.dream.std"}
+        places = {**dream, "real": f"{evaluation}.mean", "real_std": f"{evaluation}.std", **places}
+    return SweepRow(name, **places)
+
+
 def loop_of(pipeline: dict[str, Any]) -> Loop:
-    """What to look at in the pipeline's iterations, and when they have done enough."""
+    """Returns what is drawn of the pipeline's iterations, and when the task is solved."""
     try:
-        return Loop(**pipeline.get("view", {}), **pipeline.get("solved", {}))
+        return Loop(**_with_values(pipeline, "view", {}), **pipeline.get("solved", {}))
     except TypeError as error:
         raise ValueError(
             f"the pipeline's view or solved is wrong ({error}): see wmlightning/pipeline/tables.py"
         ) from None
 
 
-def _any(names: list[str]) -> str:
+def one_of(names: list[str]) -> str:
+    """Lists names for an error message: `a, b or c`."""
     return ", ".join(names[:-1]) + (" or " if len(names) > 1 else "") + names[-1]

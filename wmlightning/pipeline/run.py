@@ -1,7 +1,7 @@
-"""Runs the stages of an experiment in order, so that it can be killed at any moment and started again.
+"""Runs the stages of an experiment in order; a run can be killed at any moment and started again.
 
-A stage is finished when its `result.json` is there; that file is written last, and whole or not at all. An unfinished
-stage goes on from its last checkpoint (`fit`) or from the files it has already written (`collect`, `predict`).
+A stage is finished when its `result.json` exists; that file is written last, atomically. An unfinished stage resumes
+from its last checkpoint (`fit`) or from the files it has already written (`collect`, `predict`).
 """
 
 import json
@@ -23,7 +23,10 @@ from wmlightning.pipeline.tables import (
     format_table,
     write_view,
 )
-from wmlightning.runtime import say
+from wmlightning.runtime import print_line
+
+SCORES = ("mean", "std", "ci95", "episodes", "difference", "difference_ci95")
+"""Metrics of an evaluation that are also listed with the stage it evaluates."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,22 @@ class Step:
 
     Args:
         name: its folder inside the run, and its key under "seconds".
-        commands: what to do, one command line after another, each a list of the words after `wmlightning`.
-        report: place in summary.json (`section.name`) -> name of one of the stage's metrics.
-        iteration: which turn of the loop it belongs to, from 1; 0 outside the loop.
+        commands: command lines to run in order, each a list of the arguments after `wmlightning`.
+        report: further numbers for summary.json, `section.name` -> name of one of the stage's metrics.
+        iteration: the iteration of the loop it belongs to, from 1; 0 outside the loop.
+        evaluates: section of the stage whose checkpoint this one evaluates; "" if it evaluates none.
     """
 
     name: str
     commands: list[list[str]]
     report: dict[str, str] = field(default_factory=dict)
     iteration: int = 0
+    evaluates: str = ""
+
+    @property
+    def section(self) -> str:
+        """The stage's key in summary.json: its name without the folder of its iteration."""
+        return self.name.rpartition("/")[2]
 
 
 def run_pipeline(
@@ -51,22 +61,21 @@ def run_pipeline(
     loop: Loop | None = None,
     sweep: Sweep | None = None,
 ) -> dict[str, Any]:
-    """Runs what is not finished yet, writes `summary.json` and prints the tables.
+    """Runs the stages that are not finished, writes `summary.json` and prints the tables.
 
-    The view of the iterations is written anew whenever one of them is finished. If the loop says that the task is
-    solved, the iterations that are left are not begun.
+    Rewrites the curves of the iterations after each of them. Once the task is solved, the remaining iterations are
+    skipped.
 
     Args:
         steps: the stages, in order.
         out: the run's folder.
         execute: runs one command and returns its metrics.
         table: rows to print at the end.
-        loop: what to look at in the iterations, if there are any.
+        loop: what to draw of the iterations, if there are any, and when the task is solved.
         sweep: a table of settings to print at the end.
 
     Returns:
-        The summary: a section for every first word in the steps' reports (of a loop, its last iteration's), "seconds"
-        for each stage, and where there is a loop "iterations", a list of their reports.
+        The summary: what `summarize` returns, "seconds" of each stage, and of a loop "iterations", a list of reports.
 
     Raises:
         ValueError: if a finished stage was made from an earlier version of an unfinished one.
@@ -88,15 +97,15 @@ def run_pipeline(
             reports = iterations_of(done, results, loop.steps)
             write_view(out, reports, loop)
             if reports and loop.solved(reports[-1]):
-                say(f"solved after iteration {done[-1].iteration}: {loop.value} is at least {loop.at_least:g}")
+                print_line(f"solved after iteration {done[-1].iteration}: {loop.value} is at least {loop.at_least:g}")
                 break
         label = f"[{number}/{len(steps)}] {step.name}"
         result = results[step.name]
         if result is not None:
-            say(f"{label}: finished before, {_numbers(step, result)}")
+            print_line(f"{label}: finished before, {_format_metrics(step, result)}")
         else:
             results[step.name] = result = _run(step, out / step.name, execute, label)
-            say(f"{label}: finished, {_numbers(step, result)}")
+            print_line(f"{label}: finished, {_format_metrics(step, result)}")
         done.append(step)
     summary = summarize(done, results)
     summary["seconds"] = {step.name: (results[step.name] or {})["seconds"] for step in done}
@@ -108,29 +117,66 @@ def run_pipeline(
     parts = [format_iterations(reports, loop), format_table(summary, table or [])]
     parts.append(format_sweep(summary, sweep) if sweep else [])
     for lines in parts:
-        say("\n".join(["", *lines]) if lines else "")
+        print_line("\n".join(["", *lines]) if lines else "")
     return summary
 
 
 def summarize(steps: list[Step], results: dict[str, Any]) -> dict[str, Any]:
-    """The numbers that finished stages report, by section; a later stage's win."""
+    """Collects the metrics of finished stages by section, {"vae": {"psnr": 21.3}}; a later stage wins over an earlier.
+
+    * A stage's section is its name. Of `vae/psnr` in a stage called `vae`, or `vae_2`, the name is `psnr`.
+    * Nested results of `collect` and `evaluate` have dotted names: `evaluate` -> `baselines.random.mean`.
+    * The scores of an evaluation are also in the section of the stage it evaluates: see `scores_of`.
+    * A stage's `report` adds further names.
+    """
     summary: dict[str, Any] = {}
     for step in steps:
+        metrics = results[step.name]["metrics"]
+        summary.setdefault(step.section, {}).update(_without_prefix(metrics, step.section))
+        if step.evaluates:
+            summary.setdefault(step.evaluates, {}).update(scores_of(metrics))
         for place, metric in step.report.items():
             section, _, name = place.partition(".")
-            summary.setdefault(section, {})[name] = results[step.name]["metrics"].get(metric)
+            summary.setdefault(section, {})[name] = metrics.get(metric)
     return summary
 
 
+def _without_prefix(metrics: dict[str, Any], section: str) -> dict[str, Any]:
+    """Returns the metrics with `vae/psnr` renamed to `psnr` if the section's name begins with `vae`."""
+    names = {name: name.partition("/") for name in metrics}
+    return {
+        rest if slash and section.startswith(prefix) else name: metrics[name]
+        for name, (prefix, slash, rest) in names.items()
+    }
+
+
+def scores_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Returns the scores of an evaluation under the names they have in the evaluated stage's section.
+
+    mean -> mean_return     baselines.random.mean -> random_mean_return     dream.mean -> dream_mean
+    ci95 -> ci95            baselines.random.difference_ci95 -> random_difference_ci95
+
+    """
+    scores = {}
+    for name, value in metrics.items():
+        player, _, quantity = name.removeprefix("baselines.").rpartition(".")
+        if quantity in SCORES and "." not in player:
+            if quantity == "mean" and player != "dream":
+                quantity = "mean_return"
+            scores[f"{player}_{quantity}" if player else quantity] = value
+    return scores
+
+
 def iterations_of(steps: list[Step], results: dict[str, Any], env_steps: str = "") -> list[dict[str, Any]]:
-    """One report an iteration: its number, its sections, its seconds, and the real environment steps until its end.
+    """Returns a report of each iteration: its number, sections, seconds, and the real environment steps until its end.
 
     Args:
         steps: finished stages.
-        results: theirs, by name.
-        env_steps: place of the steps that a stage made; they are added up from the first stage on.
+        results: their results, by name.
+        env_steps: place of the steps that an iteration made; they are summed from the first stage on.
     """
-    reports, total = [], 0
+    reports = []
+    total = 0
     for iteration in range(max((step.iteration for step in steps), default=0) + 1):
         own = [step for step in steps if step.iteration == iteration]
         sections = summarize(own, results)
@@ -151,7 +197,7 @@ def _run(step: Step, folder: Path, execute: Callable[[list[str]], dict[str, Any]
             last = folder / "checkpoints" / "last.ckpt"
             if command[0] == "fit" and last.exists():
                 command = [*command, f"--ckpt_path={last}"]
-            say(f"{label}: wmlightning {shlex.join(command)}")
+            print_line(f"{label}: wmlightning {shlex.join(command)}")
             metrics |= execute(command)
         result = {"seconds": round(spent + time.monotonic() - started, 1), "metrics": metrics}
         write_json(folder / "result.json", result)
@@ -163,33 +209,35 @@ def _run(step: Step, folder: Path, execute: Callable[[list[str]], dict[str, Any]
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What a finished stage came to, {"seconds": s, "metrics": {name: number}}; None if it is not finished."""
+    """Returns a finished stage's {"seconds": s, "metrics": {name: number}}; None if it is not finished."""
     path = folder / "result.json"
     return read_json(path, "seconds", "metrics") if path.exists() else None
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Reads a JSON file that holds these keys.
+    """Reads these keys of a JSON file.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if the file is not JSON or lacks one of them.
     """
     try:
         values = json.loads(path.read_text())
         return {key: values[key] for key in keys}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and what it was to tell is done again") from error
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the stage is run again") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes JSON whole or not at all."""
+    """Writes a JSON file atomically."""
     text = json.dumps(value, indent=2) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _numbers(step: Step, result: dict[str, Any]) -> str:
-    words = [f"{result['seconds']:.0f} s"]
-    for place, metric in step.report.items():
-        value = result["metrics"].get(metric)
-        words.append(f"{place.partition('.')[2]} {value:.4g}" if value is not None else f"no metric {metric!r}")
-    return ", ".join(words)
+def _format_metrics(step: Step, result: dict[str, Any]) -> str:
+    """Writes a stage's seconds and its metrics in one line; the nested ones only in summary.json."""
+    metrics = _without_prefix(result["metrics"], step.section)
+    shown = {name: value for name, value in metrics.items() if "." not in name and name != "seconds"}
+    parts = [f"{result['seconds']:.0f} s"]
+    parts += [f"{name} {value:.4g}" for name, value in shown.items() if value is not None]
+    parts += [f"no metric {metric!r}" for metric in step.report.values() if metric not in result["metrics"]]
+    return ", ".join(parts)

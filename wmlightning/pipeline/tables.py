@@ -1,4 +1,4 @@
-"""What a pipeline prints at its end: learned beside not learned, and a sweep in the paper's form."""
+"""The tables and curves of a pipeline: results beside their baselines, a sweep, and one line an iteration."""
 
 import io
 import os
@@ -18,15 +18,15 @@ from wmlightning.pictures.charts import line_chart
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of the closing table: something learned beside something that was not.
+    """A row of the closing table: a result beside its baseline.
 
     Args:
         what: the quantity, with its unit.
-        value: its place in the summary, `section.name`.
+        value: its place in summary.json, `section.name`.
         baseline: place of the number it must beat.
-        against: what the baseline is, in words.
+        against: what the baseline is, such as "mean image".
         better: "higher" or "lower".
-        margin: place of the half-width of the 95% interval of the difference, where it is known; a difference inside
+        margin: place of the half-width of the 95% interval of the difference, where it is known; a difference within
             it is reported as better but not certain.
     """
 
@@ -45,7 +45,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One setting of a sweep; the rest are places in the summary.
+    """One setting of a sweep; all but its name are places in summary.json.
 
     Args:
         name: the setting, such as a temperature.
@@ -68,8 +68,8 @@ class Sweep:
 
     Args:
         rows: one line each.
-        columns: their heads.
-        note: a line below, such as what the numbers must not be compared with.
+        columns: the heads of the three columns.
+        note: a line below the table, such as published numbers.
 
     Source: Ha and Schmidhuber 2018, table 2.
     """
@@ -80,13 +80,14 @@ class Sweep:
 
 
 def format_table(summary: dict[str, Any], table: list[Comparison]) -> list[str]:
-    """The closing table, one line a comparison; what did not beat its baseline stands in red and says so."""
+    """Formats the closing table, one line a comparison; NOT BETTER and NOT MEASURED are printed in red."""
     if not table:
         return []
     wide = max(len(row.what) for row in table)
     lines = [f"{'':{wide}}  {'learned':>10}  {'baseline':>10}"]
     for row in table:
-        value, baseline = find(summary, row.value), find(summary, row.baseline)
+        value = find(summary, row.value)
+        baseline = find(summary, row.baseline)
         if value is None or baseline is None:
             lines.append(red(f"{row.what:{wide}}  {'':10}  {'':10}  {row.against}: NOT MEASURED"))
             continue
@@ -103,7 +104,7 @@ def format_table(summary: dict[str, Any], table: list[Comparison]) -> list[str]:
 
 
 def format_sweep(summary: dict[str, Any], sweep: Sweep) -> list[str]:
-    """The table of a sweep, one line a setting; what was not measured stands in red and says so."""
+    """Formats the table of a sweep, one line a setting; NOT MEASURED is printed in red."""
     cells = [list(sweep.columns)]
     for row in sweep.rows:
         cells.append([row.name])
@@ -118,20 +119,24 @@ def format_sweep(summary: dict[str, Any], sweep: Sweep) -> list[str]:
 
 
 def check_places(*places: Any) -> None:
-    """Makes sure that each is written as a place in the summary is, `section.name`; raises TypeError if one is not."""
+    """Checks that each is written as a place in summary.json, `section.name`.
+
+    Raises:
+        TypeError: if one is not.
+    """
     for place in places:
         if not isinstance(place, str) or not all(place.partition(".")[::2]):
             raise TypeError(f"{place!r} is no place: write section.name, such as controller.mean_return")
 
 
 def find(summary: dict[str, Any], place: str) -> float | int | None:
-    """The number at `section.name`; None where there is none."""
+    """Returns the number at `section.name`, or None if there is none."""
     section, _, name = place.partition(".")
     return summary.get(section, {}).get(name)
 
 
 def red(text: str) -> str:
-    """The text in red where the terminal can show it."""
+    """Returns the text in red if standard output is a terminal and NO_COLOR is unset."""
     return f"\033[31m{text}\033[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
 
 
@@ -141,14 +146,14 @@ Place = str | list[str]
 
 @dataclass(frozen=True)
 class Loop:
-    """What to look at in a pipeline's iterations, and when they have done enough.
+    """What is drawn of a pipeline's iterations, and when the task is solved.
 
     Args:
-        steps: place of the real environment steps that an iteration made; those of the stages before the loop count.
+        steps: place of the real environment steps that an iteration made; the stages before the loop count too.
         charts: chart -> curve -> its place, e.g. {"return": {"real": "controller.mean_return"}}. Two places in a list
             stand for the first less the second.
-        value: place of the number that says whether the task is solved; None for no such rule.
-        at_least: the loop ends after the first iteration in which `value` is no smaller than this.
+        value: place of the number that decides whether the task is solved; None runs all iterations.
+        at_least: the loop ends after the first iteration in which `value` is at least this.
     """
 
     steps: str = ""
@@ -162,16 +167,16 @@ class Loop:
         if not isinstance(self.charts, dict) or not all(isinstance(curves, dict) for curves in self.charts.values()):
             raise TypeError(f"charts is {self.charts!r} but names charts, and in each its curves")
         places = [place for curves in self.charts.values() for place in curves.values()]
-        flat = [one for place in places for one in (place if isinstance(place, list) else [place])]
-        check_places(*flat, *([self.steps] if self.steps else []), *([] if self.value is None else [self.value]))
+        single = [one for place in places for one in (place if isinstance(place, list) else [place])]
+        check_places(*single, *([self.steps] if self.steps else []), *([] if self.value is None else [self.value]))
 
     def solved(self, report: dict[str, Any]) -> bool:
-        """Whether an iteration's report says that the task is solved."""
+        """Returns whether the task is solved according to an iteration's report."""
         value = find(report, self.value) if self.value else None
         return value is not None and value >= self.at_least
 
     def curves(self, reports: list[dict[str, Any]]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-        """chart -> curve -> (real environment steps so far, values), of the iterations that have the value."""
+        """Returns chart -> curve -> (real environment steps so far, values), of the iterations that have the value."""
         drawn: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
         for chart, places in self.charts.items():
             for curve, place in places.items():
@@ -182,7 +187,7 @@ class Loop:
 
 
 def number(report: dict[str, Any], place: Place) -> float | None:
-    """The number at a place, or the difference of two; None where one is missing."""
+    """Returns the number at a place, or the difference of two; None if one is missing."""
     numbers = [find(report, one) for one in ([place] if isinstance(place, str) else place)]
     if None in numbers:
         return None
@@ -190,7 +195,7 @@ def number(report: dict[str, Any], place: Place) -> float | None:
 
 
 def write_view(out: Path, reports: list[dict[str, Any]], loop: Loop) -> None:
-    """Writes the curves of all finished iterations, for TensorBoard and as a picture; again and again the same files.
+    """Writes the curves of all finished iterations for TensorBoard and as a picture, over those written before.
 
     Args:
         out: the run's folder.
@@ -224,12 +229,12 @@ def _write_events(target: Path, report: dict[str, Any], loop: Loop) -> None:
                     if value is not None:
                         tag = f"{chart}/{curve}".replace(" ", "_")
                         writer.add_scalar(tag, value, int(report["env_steps"]))
-        # Whole or not at all, and under a name of its own: a killed run writes it again.
+        # Atomically, and under a fixed name: a killed run writes it again.
         os.replace(next(Path(folder).iterdir()), target)
 
 
 def format_iterations(reports: list[dict[str, Any]], loop: Loop) -> list[str]:
-    """A line an iteration, a column a curve."""
+    """Formats one line an iteration, with a column for each curve."""
     places = {f"{chart} {curve}": place for chart, curves in loop.charts.items() for curve, place in curves.items()}
     if not reports or not places:
         return []

@@ -1,1 +1,1 @@
-"""What you hold in your hand: collecting, evaluating, looking at data, and running a whole experiment."""
+"""The tools behind the commands: collect, evaluate, compare with published curves, inspect data, check the machine."""

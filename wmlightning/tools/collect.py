@@ -1,4 +1,4 @@
-"""Fills a folder with a policy's episodes; stopped at any moment and called again, it goes on where it was."""
+"""Collects a policy's episodes into a folder; stopped at any moment and called again, it resumes."""
 
 import hashlib
 import json
@@ -28,9 +28,9 @@ from wmlightning.stages.checkpoints import load
 from wmlightning.stages.requirements import MAX_ROWS, NUM_EPISODES, expect
 from wmlightning.validation import at_least
 
-MOST_DISCARDED = 10
+MAX_DISCARDED = 10
 """Times as many episodes as are wanted may be discarded before a collection gives up."""
-LONGEST_WORDS = 16384
+MAX_RECIPE_LENGTH = 16384
 """Characters of a recipe that an episode keeps; HDF5 takes no attribute beyond 64 KB."""
 
 
@@ -48,9 +48,9 @@ def collect(
     min_decisions: int = 0,
     iteration: int = 0,
 ) -> dict[str, Any]:
-    """Stores a number of a policy's episodes; those that the folder holds already are not played again.
+    """Collects a number of a policy's episodes; those in the folder are not played again.
 
-    Episode k is a function of (seed, k) and of who acts: its environment seed and all noise come from these two alone.
+    Episode k is a function of (seed, k) and of the policy: its environment seed and all noise come from these alone.
     So a collection that was interrupted and continued is the same as one that was not, with any number of environments
     and workers.
 
@@ -91,7 +91,7 @@ def collect(
     later = sorted({name.birth for name in store.listing if name.birth > iteration})
     if later:
         raise ValueError(f"{path} holds episodes of iteration {later[0]}, after this one ({iteration}): delete them")
-    writer = LongEpisodes(store, min_decisions, iteration)
+    writer = LongEpisodeWriter(store, min_decisions, iteration)
     new, played, end = 0, {}, first + episodes
     # Short ones are not in the folder, so a collection that goes on plays them again: that way they are counted once.
     while missing := [index for index in range(first, end) if index not in writer.stored | writer.discarded.keys()]:
@@ -109,7 +109,7 @@ def collect(
         played |= {missing[result.job]: result for result in results}
         new += len(writer.stored) - before
         end = first + episodes + len(writer.discarded)
-        if len(writer.discarded) > MOST_DISCARDED * (episodes + 1):
+        if len(writer.discarded) > MAX_DISCARDED * (episodes + 1):
             raise ValueError(
                 f"{len(writer.discarded)} episodes were shorter than min_decisions={min_decisions} and "
                 f"{len(writer.stored)} were not: lower min_decisions, or act better"
@@ -174,7 +174,7 @@ def check_collect(
     return acting if noise is None else NoisyPolicy(acting, noise)
 
 
-class LongEpisodes(EpisodeWriter):
+class LongEpisodeWriter(EpisodeWriter):
     """Writes episodes of enough decisions and counts the others.
 
     Args:
@@ -195,7 +195,7 @@ class LongEpisodes(EpisodeWriter):
         return {name.index for name in self.store.listing if name.birth == self.birth}
 
     def keep(self, episode: Episode, index: int, part: int = 0) -> str | None:
-        """Stores the episode, or notes its return."""
+        """Stores the episode, or records its return if it is too short."""
         if episode.num_steps >= self.min_decisions:
             return super().keep(episode, index, part)
         self.discarded[index] = episode.total_reward
@@ -228,18 +228,18 @@ def described(
 ) -> dict[str, str]:
     """How episodes are made, which they keep: recipes as JSON, an agent as the digest of its checkpoint."""
     parts = {"settings": environment, "policy": policy, "noise": noise}
-    made = {name: _in_words(part) for name, part in parts.items() if part is not None}
+    made = {name: _recipe_text(part) for name, part in parts.items() if part is not None}
     return made if agent is None else made | {"agent": hashlib.sha256(Path(agent).read_bytes()).hexdigest()[:16]}
 
 
-def _in_words(part: Any) -> str:
+def _recipe_text(part: Any) -> str:
     """A part's recipe, 1 and 1.0 alike; its class where it has none, a digest where that is too long for a file."""
     try:
         recipe = json.loads(json.dumps(recipe_of(part)), parse_int=float)
     except TypeError:
         return f"{type(part).__module__}.{type(part).__qualname__}"
     words = json.dumps(recipe["init_args"] if isinstance(part, EnvFactory) else recipe)
-    return words if len(words) < LONGEST_WORDS else hashlib.sha256(words.encode()).hexdigest()
+    return words if len(words) < MAX_RECIPE_LENGTH else hashlib.sha256(words.encode()).hexdigest()
 
 
 def check_same_collection(

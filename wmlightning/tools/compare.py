@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from datamodules.files import write_atomically
 from wmlightning.pictures.charts import Band, Curve, Number, band_chart
 from wmlightning.pictures.images import Picture, encode_png
-from wmlightning.runtime import say
+from wmlightning.runtime import print_line
 from wmlightning.stages.checkpoints import read_checkpoint
 
 COLUMNS = ("method", "task", "env_steps", "mean", "min", "max", "seeds")
@@ -272,7 +272,7 @@ def compare_with(
     drawing = compare_chart(published, several_seeds(runs) if runs else None, (steps, result))
     drawn.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(drawn, lambda file: file.write(encode_png(drawing)))
-    say(f"drawn over the published curves of {task_name(environment)} in {drawn}")
+    print_line(f"drawn over the published curves of {task_name(environment)} in {drawn}")
     methods = {}
     for curve in published:
         band = None if steps is None else curve.at(steps)

@@ -1,4 +1,4 @@
-"""What a folder of episodes holds, and which of its files are damaged."""
+"""Counts what a folder of episodes holds, and finds damaged files."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from wmlightning.tools.collect import store_returns
 
 
 def info(path: str | Path) -> dict[str, Any]:
-    """Counts a store; of each file only the rewards are read.
+    """Counts the episodes of a store; reads only the rewards of each file.
 
     Args:
         path: folder of HDF5 episodes.
@@ -44,11 +44,11 @@ def info(path: str | Path) -> dict[str, Any]:
 
 
 def verify_store(path: str | Path) -> tuple[list[str], list[str]]:
-    """Looks into every file of a store.
+    """Checks every file of a store.
 
     Returns:
-        One line for every truncated, foreign or inconsistent file, none if all is well; and the names of unfinished
-        files, which are no damage.
+        One line for every truncated, foreign or inconsistent file; and the names of unfinished files, which are no
+        damage.
 
     Raises:
         ValueError: if there is no such folder, or no episode in it.

@@ -1,4 +1,4 @@
-"""What this machine has, and what to install for what it lacks."""
+"""Checks what this machine has, and names what to install for what it lacks."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ def diagnose() -> list[tuple[bool, str]]:
     """Checks Python, the packages, the devices and one rendered frame of each suite.
 
     Returns:
-        Lines to print, each with whether it is in order; what is not says what to install.
+        Lines to print, each with whether the check passed; a line of a failed check says what to install.
     """
     checks = (_python, _packages, _device, _classic, _box2d, _doom, _dm_control, _atari, _minigrid)
     return [_check(check) for check in checks]
@@ -55,7 +55,7 @@ def _packages() -> str:
 
 
 def _device() -> str:
-    """Every device, each having added two numbers up: a driver that does not fit the wheel shows here, not in `fit`."""
+    """Adds two numbers on every device: a driver that does not fit the wheel fails here, not in `fit`."""
     import torch
 
     if torch.cuda.is_available():
@@ -108,7 +108,7 @@ def _minigrid() -> str:
 
 
 def _rendered(id: str, cure: str) -> str:
-    """Makes one environment and looks at its first picture; `cure` is for a suite that is here and draws nothing."""
+    """Renders one environment's first image; `cure` is the advice for an installed suite that draws nothing."""
     from gymnasium.error import DependencyNotInstalled
 
     from wmlightning.environments.factory import EnvFactory

@@ -1,4 +1,4 @@
-"""How well an agent does: its mean return over many episodes, with an interval, beside simpler ways to act."""
+"""Evaluates an agent: its mean return over many episodes, with an interval, beside baselines."""
 
 import time
 from json import dumps
@@ -170,8 +170,8 @@ def check_evaluate(
     own = getattr(agent, "environment", None)
     if environment is not None and own is not None:
         changed = recipe_differences(recipe_of(environment), recipe_of(own), "environment")
-        if told := [f"{place} {old} is now {new}" for place, new, old in changed]:
-            rank_zero_warn(f"this is not where the agent was trained: {', '.join(told)}")
+        if changes := [f"{place} {old} is now {new}" for place, new, old in changed]:
+            rank_zero_warn(f"this is not where the agent was trained: {', '.join(changes)}")
     environment = environment or own
     if environment is None:
         raise ValueError("there is no environment to play in: name one, --environment.id=CarRacing-v3")
@@ -212,7 +212,7 @@ def _play(name: str, policy: Policy, envs: Any, seeds: list[int]) -> dict[str, A
 
 
 def record(film: list[Picture], path: str | Path) -> None:
-    """Writes pictures as an animated GIF, whole or not at all."""
+    """Writes pictures as an animated GIF, atomically."""
     encoded = encode_gif(film)
     write_atomically(path, lambda file: file.write(encoded))
 
@@ -221,7 +221,7 @@ def check_planner(agent: Any, environment: EnvFactory) -> None:
     """Makes sure that a planner can act in an agent's place.
 
     Args:
-        agent: who has the world model.
+        agent: the agent with the world model.
         environment: where to act.
 
     Raises:
@@ -240,7 +240,7 @@ def planning(agent: Any, planner: CEM) -> PlanningPolicy:
 
 
 class Stopwatch:
-    """A policy, and how long it took for every call.
+    """A policy that records the seconds of each of its calls.
 
     Args:
         policy: what acts.
