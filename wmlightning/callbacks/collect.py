@@ -23,6 +23,7 @@ from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.policies.exploration import ExplorationPolicy, HeldActionsPolicy
 from wmlightning.runtime import progress_bar
 from wmlightning.stages.checkpoints import migrate_checkpoint
+from wmlightning.stages.measurements import pass_over_unmeasured, publish, wait_for_measurements, withdraw
 from wmlightning.stages.requirements import check_held_out
 
 
@@ -95,6 +96,7 @@ class Collect(BetweenEpochs):
         self._most_spared = 0
         self._shown: dict[str, float] = {}
         self._learning_since: tuple[float, int] | None = None
+        self._measured: dict[str, float] = {}
 
     @property
     def steps_played(self) -> int:
@@ -168,8 +170,18 @@ class Collect(BetweenEpochs):
         """Pays what is owed, unless training goes on in the middle of an epoch."""
         if self.resumed:
             self._shown = {"episodes": float(self.progress.episodes), "env_steps": float(self.steps_played)}
+        wait_for_measurements(trainer, ["collect/return"])
         super().on_train_start(trainer, pl_module)
         self._learning_since = time.monotonic(), trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pays what is owed, if the epoch is whole."""
+        super().on_train_epoch_end(trainer, pl_module)
+        pass_over_unmeasured(trainer, ["collect/return"])
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the last collection among the results of the fit."""
+        publish(trainer, self._measured)
 
     def turn(self, trainer: Any, agent: Any) -> None:
         """Pays what is owed."""
@@ -307,13 +319,15 @@ class Collect(BetweenEpochs):
     def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(metrics, self.steps_played)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        self._measured = metrics
+        publish(trainer, metrics)
         words = {"return": "return", "steps_per_second": "env_steps/s", "updates_per_second": "updates/s"}
         named = {words[name]: metrics[f"collect/{name}"] for name in words if f"collect/{name}" in metrics}
         self._shown = {"episodes": float(self.progress.episodes), "env_steps": float(self.steps_played), **named}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Puts environment steps on the x axis, and the last collection on the progress bar."""
+        withdraw(trainer, ["collect/return"])
         pl_module.log("step", self._axis(), on_step=True, on_epoch=False)
         if self._shown:
             pl_module.log_dict(self._shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)

@@ -3,14 +3,17 @@
 from typing import Any
 
 import numpy as np
-import torch
 from lightning import LightningModule, Trainer
 
 from wmlightning.callbacks.between_epochs import BetweenEpochs, batches_trained
 from wmlightning.pictures.book import PictureBook
 from wmlightning.pictures.films import FirstEpisode
 from wmlightning.seeds import derive_seed
+from wmlightning.stages.measurements import pass_over_unmeasured, publish, wait_for_measurements, withdraw
 from wmlightning.validation import at_least
+
+MEASURED = ("evaluate/return", "evaluate/return_ci95")
+"""What an evaluation measures."""
 
 
 class Evaluate(BetweenEpochs):
@@ -64,9 +67,14 @@ class Evaluate(BetweenEpochs):
         self.evaluated_at, self.last = state_dict["evaluated_at"], state_dict["last"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates where a cut came between; tells of the last evaluation, by which checkpoints are chosen."""
-        self._tell(trainer)
+        """Evaluates where a cut came between."""
+        wait_for_measurements(trainer, MEASURED)
         super().on_train_start(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates, if the epoch is whole and it is time."""
+        super().on_train_epoch_end(trainer, pl_module)
+        pass_over_unmeasured(trainer, MEASURED)
 
     def turn(self, trainer: Any, agent: Any) -> None:
         """Evaluates, if it is time and not done."""
@@ -89,18 +97,20 @@ class Evaluate(BetweenEpochs):
         self.evaluated_at, self.last = batches, {"evaluate/return": float(np.mean(returns))}
         if len(returns) > 1:
             self.last["evaluate/return_ci95"] = interval(returns)
-        self._tell(trainer)
+        publish(trainer, self.last)
         if trainer.is_global_zero:
             book = PictureBook.of(trainer)
             book.add_scalars(self.last, trainer.global_step)
             if self.video:
                 book.add_gif("evaluate/episode", film.film(self.frames), trainer.global_step, self.fps)
 
-    def _tell(self, trainer: Trainer) -> None:
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.last.items()})
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the last evaluation among the results of the fit."""
+        publish(trainer, self.last)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Shows the last evaluation on the progress bar."""
+        """Withdraws the last evaluation, which other weights had, and shows it on the progress bar."""
+        withdraw(trainer, MEASURED)
         if self.last and batch_idx == 0:
             shown = {"evaluated": self.last["evaluate/return"]}
             pl_module.log_dict(shown, prog_bar=True, logger=False, on_step=True, on_epoch=False)

@@ -18,6 +18,7 @@ from wmlightning.seeds import derive_seed
 from wmlightning.stages.checkpoints import loaded, warm_start
 from wmlightning.stages.fitness import DreamFitness, RealFitness
 from wmlightning.stages.mdn_rnn import MDNRNN
+from wmlightning.stages.measurements import pass_over_unmeasured, publish, wait_for_measurements, withdraw
 from wmlightning.stages.requirements import check_there
 from wmlightning.stages.stage import Stage
 from wmlightning.validation import at_least
@@ -128,6 +129,7 @@ class CMAESController(Stage):
         self.register_buffer("return_best", torch.tensor(float("-inf"), dtype=torch.float64))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
         self.fitness: RealFitness | DreamFitness
+        self._evaluated: dict[str, float] = {}
         if dream is None:
             self.fitness = RealFitness(environment, num_envs, num_workers, self._policy_of)
         else:
@@ -166,6 +168,15 @@ class CMAESController(Stage):
             return int, range(max(0, limit - progress.current.ready))
 
         return Loader(plan, self.generations_per_epoch)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Withdraws the last evaluation, which another mean had."""
+        super().on_train_batch_start(batch, batch_idx)
+        withdraw(self.trainer, ["controller/evaluated_return"])
+
+    def on_train_epoch_end(self) -> None:
+        """Lets a ModelCheckpoint that monitors the evaluation pass over an epoch that ends without one."""
+        pass_over_unmeasured(self.trainer, ["controller/evaluated_return"])
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Plays, ranks and tells one generation; evaluates the mean when it is due."""
@@ -208,10 +219,12 @@ class CMAESController(Stage):
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         self.check_parts()
         self.fitness.prepare()
+        wait_for_measurements(self.trainer, ["controller/evaluated_return"])
 
     def on_fit_end(self) -> None:
         """Closes the environments; what the mean last came to in the dream is a result of the fit."""
         self.fitness.close()
+        publish(self.trainer, self._evaluated)
         if self.dream is not None and bool(self.dream_return.isfinite()):
             # Not by `self.log`: a resumed fit may have nothing left to play.
             self.trainer.callback_metrics["controller/dream_return"] = self.dream_return.clone()
@@ -251,10 +264,11 @@ class CMAESController(Stage):
             self.theta_best.copy_(self.controller.theta.detach())
         if self.dream is not None:
             self.dream_return.fill_(mean_return)
-        # For callbacks. In the log Lightning would repeat it until the end of the epoch, so that goes by another way.
-        self.log("controller/evaluated_return", mean_return, logger=False, on_step=True, on_epoch=False)
+        self._evaluated = {"controller/evaluated_return": mean_return}
+        # Not by `self.log`: Lightning would repeat it until the end of the epoch.
+        publish(self.trainer, self._evaluated)
         for logger in self.loggers:
-            logger.log_metrics({"controller/evaluated_return": mean_return}, step=int(self.steps_played))
+            logger.log_metrics(self._evaluated, step=int(self.steps_played))
 
     def check_parts(self) -> None:
         """The environment must suit C, and dreams have somewhere to begin."""
