@@ -19,9 +19,8 @@ def earned(path):
 
 
 def test_a_model_checkpoint_is_named_by_the_return_that_its_weights_have(tmp_path):
-    saving = ModelCheckpoint(
-        tmp_path / "top", "{evaluate/return:.4f}", monitor="evaluate/return", mode="max", save_top_k=3
-    )
+    name = "{evaluate/return:.4f}"
+    saving = ModelCheckpoint(tmp_path / "top", name, monitor="evaluate/return", mode="max", save_top_k=3)
     fit(tmp_path, [Evaluate(every_epochs=2, episodes=4, num_envs=2)], saving=[saving], max_epochs=6)
     files = [path for path in (tmp_path / "top").rglob("*.ckpt") if "=" in path.name]
     assert len(files) == 3, "epochs 2, 4 and 6 were evaluated"
@@ -61,7 +60,8 @@ def test_what_was_best_is_known_after_a_cut():
         callback.best = 3.5
         again = type(callback)()
         again.load_state_dict(torch.load(_saved(callback.state_dict()), weights_only=True))
-        assert again.best == 3.5 and not again.improves(3.5)
+        assert again.best == 3.5
+        assert not again.improves(3.5)
 
 
 def _saved(state):

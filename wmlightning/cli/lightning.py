@@ -8,6 +8,7 @@ import importlib
 import json
 import pkgutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from wmlightning.callbacks.stopping import StopTogether
 from wmlightning.cli.errors import one_line
 from wmlightning.pipeline.config import find_config, options, read_config, read_yaml
 from wmlightning.recipes import migrate
-from wmlightning.stages.checkpoints import check_continues, load
+from wmlightning.runtime import say
+from wmlightning.stages.checkpoints import check_continues, load, logged_until, read_checkpoint
 from wmlightning.stages.requirements import check_there, promise
 from wmlightning.stages.stage import Stage
 
@@ -91,6 +93,26 @@ class SaveConfig(SaveConfigCallback):
             config.pop("ckpt_path", None)
             text = self.parser.dump(config, skip_unset=False)
             write_atomically(Path(trainer.default_root_dir) / "config.yaml", lambda file: file.write(text.encode()))
+
+
+class MeasurementLogger(TensorBoardLogger):
+    """Writes a validation or a test on its own to TensorBoard, at the step that the weights were trained to.
+
+    Lightning gives step 0, which comes before the training's own points: TensorBoard takes that for a new start and
+    hides the points after it. The epoch, which Lightning adds, is left out.
+
+    Args:
+        root: the run's folder.
+        step: where the weights stand on the x axis of the run's curves.
+    """
+
+    def __init__(self, root: str, step: int) -> None:
+        super().__init__(root, "tensorboard", "")
+        self.trained_to = step
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs at the step that the weights were trained to."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, self.trained_to)
 
 
 class CommandLine(LightningCLI):
@@ -219,11 +241,22 @@ class CommandLine(LightningCLI):
             callbacks.insert(0, StopTogether())
         logger = given.logger
         if logger in (None, True):
-            logger = False if self.subcommand == "predict" else TensorBoardLogger(root, "tensorboard", "")
+            logger = self._logger(root)
         plugins = _listed(given.plugins)
         if not _has(plugins, CheckpointIO):
             plugins.append(AtomicCheckpointIO())
         return super().instantiate_trainer(default_root_dir=root, callbacks=callbacks, logger=logger, plugins=plugins)
+
+    def _logger(self, root: str) -> Any:
+        """TensorBoard's, in the run's folder; none where there is nothing to log, or no step to log it at."""
+        checkpoint = self._get(self.config, "ckpt_path") if self.subcommand else None
+        if checkpoint is None or self.check:
+            return False if self.subcommand in STEPS else TensorBoardLogger(root, "tensorboard", "")
+        step = logged_until(read_checkpoint(checkpoint))
+        if self.subcommand == "fit":
+            # Points after the checkpoint come again: TensorBoard forgets those of the run before.
+            return TensorBoardLogger(root, "tensorboard", "", purge_step=step + 1)
+        return False if self.subcommand == "predict" else MeasurementLogger(root, step)
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.check:
@@ -239,8 +272,21 @@ class CommandLine(LightningCLI):
             )
         check_writable(last)
 
+    def _limits(self) -> str:
+        given = self._get(self.config, "trainer")
+        limits = {name: given.get(name) for name in ("max_steps", "max_epochs", "max_time")}
+        told = [f"{name} {value}" for name, value in limits.items() if value not in (None, -1)]
+        counted = " (which counts the time before the checkpoint too)" if limits["max_time"] else ""
+        return ", ".join(told) + counted
+
     def after_fit(self) -> None:
-        """Saves the untrained model of a fit of 0 steps, which no hook does."""
+        """Says so where a limit left nothing to do; saves the untrained model of a fit of 0 steps, which no hook does."""
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint is not None and self.trainer.global_step == read_checkpoint(checkpoint)["global_step"]:
+            say(
+                f"nothing was trained: {checkpoint} has {self.trainer.global_step} updates already, and the limits are "
+                f"{self._limits()}: raise them to train on"
+            )
         if self.trainer.max_steps == 0 and self.trainer.checkpoint_callbacks:
             self.trainer.save_checkpoint(LastCheckpoint.path(self.trainer))
 

@@ -118,8 +118,14 @@ def summarize(steps: list[Step], results: dict[str, Any]) -> dict[str, Any]:
     for step in steps:
         for place, metric in step.report.items():
             section, _, name = place.partition(".")
-            summary.setdefault(section, {})[name] = results[step.name]["metrics"].get(metric)
+            summary.setdefault(section, {})[name] = find_metric(results[step.name], metric)
     return summary
+
+
+def find_metric(result: dict[str, Any], metric: str) -> float | int | None:
+    """A stage's metric by its name, as a fit or, where that has none, a test of the stage gave it."""
+    metrics, (room, slash, name) = result["metrics"], metric.rpartition("/")
+    return metrics.get(f"{room}{slash}test_{name}", metrics.get(metric))
 
 
 def iterations_of(steps: list[Step], results: dict[str, Any], env_steps: str = "") -> list[dict[str, Any]]:
@@ -190,6 +196,6 @@ def write_json(path: str | Path, value: Any) -> None:
 def _numbers(step: Step, result: dict[str, Any]) -> str:
     words = [f"{result['seconds']:.0f} s"]
     for place, metric in step.report.items():
-        value = result["metrics"].get(metric)
+        value = find_metric(result, metric)
         words.append(f"{place.partition('.')[2]} {value:.4g}" if value is not None else f"no metric {metric!r}")
     return ", ".join(words)

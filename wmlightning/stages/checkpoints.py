@@ -188,6 +188,23 @@ def loaded(part: Any, wanted: type[LightningModule]) -> Any:
     return stage
 
 
+def environment_steps(checkpoint: dict[str, Any]) -> int | None:
+    """Environment steps that had been collected when a checkpoint was written; None where nothing is collected."""
+    for state in checkpoint.get("callbacks", {}).values():
+        if isinstance(state, dict) and "env_steps" in state.get("progress", {}):
+            return int(state["progress"]["env_steps"])
+    return None
+
+
+def logged_until(checkpoint: dict[str, Any]) -> int:
+    """The place on the x axis of the curves at which a checkpoint was written: environment steps, or updates."""
+    for name in ("dream_steps", "env_steps"):
+        if name in checkpoint["state_dict"]:
+            return int(checkpoint["state_dict"][name])
+    steps = environment_steps(checkpoint)
+    return int(checkpoint.get("global_step", 0)) if steps is None else steps
+
+
 PER_EPOCH = "batches_per_epoch"
 """Where a checkpoint says how many batches an epoch had."""
 
