@@ -280,7 +280,7 @@ class CommandLine(LightningCLI):
         return ", ".join(told) + counted
 
     def after_fit(self) -> None:
-        """Says so where a limit left nothing to do; saves the untrained model of a fit of 0 steps, which no hook does."""
+        """Says so where nothing was left to do; saves the untrained model of a fit of 0 steps, which no hook does."""
         checkpoint = self._get(self.config, "ckpt_path")
         if checkpoint is not None and self.trainer.global_step == read_checkpoint(checkpoint)["global_step"]:
             say(

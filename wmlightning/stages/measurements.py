@@ -5,7 +5,7 @@ every later one: a `ModelCheckpoint` would name weights by a return they never h
 publishes it, and withdraws it when the next batch begins.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,16 +24,16 @@ def withdraw(trainer: Any, names: Iterable[str]) -> None:
         trainer.callback_metrics.pop(name, None)
 
 
-def pass_over_unmeasured(trainer: Any, names: Iterable[str]) -> None:
+def pass_over_unmeasured(trainer: Any, names: Collection[str]) -> None:
     """Lets Lightning's `ModelCheckpoint` pass over an epoch in which the number that it monitors was not measured."""
     for callback in trainer.checkpoint_callbacks:
-        monitor = getattr(callback, "monitor", None)
+        monitor = str(getattr(callback, "monitor", None))
         if isinstance(callback, ModelCheckpoint) and monitor in names and monitor not in trainer.callback_metrics:
             # As if it had saved this step already; without the number it would warn, or raise.
             callback._last_global_step_saved = trainer.global_step
 
 
-def wait_for_measurements(trainer: Any, names: Iterable[str]) -> None:
+def wait_for_measurements(trainer: Any, names: Collection[str]) -> None:
     """Lets Lightning's `EarlyStopping` wait for a number that is not measured in every epoch, and says so."""
     for callback in trainer.callbacks:
         if isinstance(callback, EarlyStopping) and callback.monitor in names and callback.strict:
