@@ -105,14 +105,15 @@ def test_a_slip_in_any_stage_stops_a_pipeline_before_its_first(slip, tmp_path, c
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_every_number_in_a_pipelines_table_is_reported_by_a_stage(name):
+def test_every_number_in_a_pipelines_table_is_a_stages(name):
     pipeline = read_pipeline(name)
-    reported = {place for stage in pipeline["stages"].values() for place in stage.get("report", {})}
-    for row in table_of(pipeline):
-        assert {row.value, row.baseline, row.margin or row.value} <= reported
+    sections = {stage.rpartition("/")[2] for stage in pipeline["stages"]}
+    places = [place for row in table_of(pipeline) for place in row.places]
     sweep = sweep_of(pipeline)
     for row in sweep.rows if sweep else ():
-        assert {row.dream, row.dream_std, row.real, row.real_std} <= reported
+        # The temperature of the run that a sweep goes on from is measured there.
+        places += [row.dream, row.dream_std, row.real, row.real_std] if row.dream.startswith("controller_") else []
+    assert {place.partition(".")[0] for place in places} <= sections
 
 
 @pytest.mark.parametrize("name", ["doom", pytest.param("doom_temperatures", marks=pytest.mark.slow)])

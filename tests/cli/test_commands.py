@@ -113,7 +113,7 @@ def test_every_command_explains_its_options(command, capsys):
         (["fit", "--model=VAE", "--model.learning_rate=-1"], "learning_rate is -1"),
         (["fit", "--model=VAE", "--model.latent_size=0"], "latent_size is 0"),
         (["fit", "--model=VAE", "--seed_everything=-1"], "seed_everything is -1"),
-        (["fit", "--model=VAE", "--model.seed=3"], "--model.seed=3 would do nothing"),
+        (["fit", "--model=VAE", "--model.seed=3"], "--model.seed=3 would have no effect"),
         (["fit", "-c", "world_models/vae", "--trainer.precision=64-true"], "precision is 64-true"),
         (["fit", "--model=VAE"], "no data are named and a VAE brings none"),
     ],

@@ -127,11 +127,10 @@ LOOP = Loop(
 
 def turns(count):
     """A collection before the loop, and turns of playing and learning."""
-    play = {"play.steps": "steps"}
-    steps = [Step("play", [["play"]], play)]
+    steps = [Step("play", [["play"]])]
     for k in range(1, count + 1):
-        steps.append(Step(f"iteration_{k:02d}/play", [["play"]], play, k))
-        steps.append(Step(f"iteration_{k:02d}/learn", [["learn"]], {"learn.real": "real", "learn.dream": "dream"}, k))
+        steps.append(Step(f"iteration_{k:02d}/play", [["play"]], iteration=k))
+        steps.append(Step(f"iteration_{k:02d}/learn", [["learn"]], iteration=k))
     return steps
 
 

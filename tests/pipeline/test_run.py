@@ -22,7 +22,7 @@ from wmlightning.pipeline.tables import Comparison, format_table
 
 
 def steps(*names):
-    return [Step(name, [[name]], {f"{name}.loss": "loss"}) for name in names]
+    return [Step(name, [[name]]) for name in names]
 
 
 def test_stages_run_in_order_and_their_numbers_reach_the_summary(tmp_path):

@@ -28,9 +28,9 @@ from wmlightning.callbacks.codes import CodeWriter
 from wmlightning.callbacks.guards import StopOnNonFinite, WarnOfCollapse
 from wmlightning.callbacks.progress import ProgressLines
 from wmlightning.callbacks.stopping import StopTogether
+from wmlightning.cli.arguments import RUN_FOLDER, prepare
 from wmlightning.cli.errors import one_line
-from wmlightning.pipeline.config import find_config, options, read_config, read_yaml
-from wmlightning.recipes import migrate
+from wmlightning.pipeline.config import options
 from wmlightning.runtime import say
 from wmlightning.stages.checkpoints import check_continues, load, logged_until, read_checkpoint
 from wmlightning.stages.requirements import check_there, promise
@@ -47,7 +47,6 @@ for _room in ("datamodules", *(f"wmlightning.{room}" for room in ROOMS)):
                 raise
 
 TRAINING = ("fit", "validate", "test", "predict")
-SEEDS = ("--model.seed", "--model.init_args.seed", "--data.seed", "--data.init_args.seed")
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 LOADERS = {
     "fit": "train_dataloader",
@@ -172,11 +171,24 @@ class CommandLine(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses exactly the words given, after finding configuration files by name."""
-        self.config = parser.parse_args(with_whole_lists(with_found_configs(args)))
-        seed = (self.config[self.command] if self.command else self.config).get("seed_everything")
+        """Parses exactly the words given, after `prepare`; then fills in what the run's folder is needed for."""
+        self.config = parser.parse_args(prepare(args))
+        config = self.config[self.command] if self.command else self.config
+        folder = self._folder(config)
+        if config.get("ckpt_path") in ("last", "best"):
+            config["ckpt_path"] = f"{folder}/checkpoints/{config['ckpt_path']}.ckpt"
+        logger = config["trainer"].get("logger")
+        if hasattr(logger, "get") and (logger.get("init_args") or {}).get("save_dir") == RUN_FOLDER:
+            logger["init_args"]["save_dir"] = folder
+        seed = config.get("seed_everything")
         if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
             raise ValueError(f"seed_everything is {seed} but wants a whole number from 0 to {2**32 - 1}: give another")
+
+    @staticmethod
+    def _folder(config: Any) -> str:
+        """The run's folder: `trainer.default_root_dir`, or runs/<stage>."""
+        stage = (config.get("model") or {}).get("class_path", "run").rpartition(".")[2]
+        return config["trainer"].get("default_root_dir") or f"runs/{stage.lower()}"
 
     def _parse_ckpt_path(self) -> None:
         """Our checkpoints hold a recipe instead of Lightning's hyperparameters; see `instantiate_classes`."""
@@ -271,6 +283,10 @@ class CommandLine(LightningCLI):
                 "--trainer.default_root_dir, with a --data.path of its own if it collects"
             )
         check_writable(last)
+        checkpoint = self._get(self.config, "ckpt_path")
+        self._updates_before = -1 if checkpoint is None else int(read_checkpoint(checkpoint)["global_step"])
+        if self.trainer.is_global_zero:
+            say(f"writes to {self.trainer.default_root_dir}: checkpoints, pictures, tensorboard, config.yaml")
 
     def _limits(self) -> str:
         given = self._get(self.config, "trainer")
@@ -282,7 +298,7 @@ class CommandLine(LightningCLI):
     def after_fit(self) -> None:
         """Says so where nothing was left to do; saves the untrained model of a fit of 0 steps, which no hook does."""
         checkpoint = self._get(self.config, "ckpt_path")
-        if checkpoint is not None and self.trainer.global_step == read_checkpoint(checkpoint)["global_step"]:
+        if self.trainer.global_step == self._updates_before and self.trainer.is_global_zero:
             say(
                 f"nothing was trained: {checkpoint} has {self.trainer.global_step} updates already, and the limits are "
                 f"{self._limits()}: raise them to train on"
@@ -322,48 +338,3 @@ def build(config: str | Path | list[str | Path], **overrides: Any) -> CommandLin
         return CommandLine(words + options({k: v for k, v in overrides.items() if k not in nested}), run=False)
     except ArgumentError as error:
         raise ValueError(one_line(error)) from error
-
-
-def with_whole_lists(args: list[str]) -> list[str]:
-    """Forgets earlier callbacks before every word that names new ones, where the parser would mix the two lists.
-
-    Raises:
-        ValueError: for a seed of the model or the data, which would do nothing.
-    """
-    whole: list[str] = []
-    for position, word in enumerate(args):
-        before = args[position - 1] if position else ""
-        if before in ("-c", "--config"):
-            named = read_yaml(word, before) if word.startswith("{") else read_config(word)
-            trainer = named.get("trainer") if isinstance(named, dict) else None
-            if isinstance(trainer, dict) and "callbacks" in trainer:
-                whole[-1:] = ["--trainer.callbacks=null", before]
-        elif word.startswith("--trainer.callbacks="):
-            whole.append("--trainer.callbacks=null")
-        elif word.partition("=")[0] in SEEDS:
-            raise ValueError(f"{word} would do nothing, for model and data take the run's seed: give --seed_everything")
-        whole.append(word)
-    return whole
-
-
-def with_found_configs(args: list[str]) -> list[str]:
-    """Replaces the names after -c and --config by the files they stand for; inline mappings stay.
-
-    A file that an earlier version wrote, such as the config.yaml of a run, becomes a mapping with today's names.
-    """
-    found = []
-    for position, word in enumerate(args):
-        flag, sign, name = word.partition("=")
-        if flag == "--config" and sign and not name.startswith("{"):
-            found.append("--config")
-            word = _today(find_config(name))
-        elif position and args[position - 1] in ("-c", "--config") and not word.startswith("{"):
-            word = _today(find_config(word))
-        found.append(word)
-    return found
-
-
-def _today(path: Path) -> str:
-    """The path of a configuration file; its content as JSON where that has names of an earlier version."""
-    values = read_yaml(path.read_text(), str(path))
-    return str(path) if (migrated := migrate(values)) == values else json.dumps(migrated)

@@ -10,8 +10,7 @@ A pipeline is one file:
         command: collect
         config: [world_models/collect.yaml]
         set: {path: "{run}/episodes", environment: "{environment}", seed: "{seed}"}     ... and is put in by "{name}"
-        report: {episodes: episodes}        place in summary.json: name of the metric
-      vae: {command: fit, config: [...], set: {trainer.max_steps: 800}, test: true, report: {...}}
+      vae: {command: fit, config: [...], set: {trainer.max_steps: 800}, test: true}       its metrics: vae.psnr, ...
     iterations: 5                           optional: the stages of `loop` follow, so many times over
     loop:                                   stages like those above, in folders iteration_01/NAME, iteration_02/NAME ...
       mdn_rnn: {command: fit, set: {model.start: "{previous}/mdn_rnn/checkpoints/last.ckpt"}, ...}
@@ -272,13 +271,37 @@ def steps_of(pipeline: dict[str, Any], out: Path) -> list[Step]:
         if stage.get("test"):
             last = f"--ckpt_path={out / name}/checkpoints/last.ckpt"
             commands.append(["test", *words[1:], last, "--verbose=false"])
-        steps.append(Step(name, commands, stage.get("report") or {}, stage.get("iteration", 0)))
+        steps.append(
+            Step(
+                name,
+                commands,
+                _evaluated(settings, pipeline, out),
+                stage.get("report") or {},
+                stage.get("iteration", 0),
+            )
+        )
     return steps
 
 
+def _evaluated(settings: dict[str, Any], pipeline: dict[str, Any], out: Path) -> str:
+    """The section of the stage whose checkpoint an evaluation plays; empty where there is none."""
+    agent = Path(str(settings.get("agent", "")))
+    stages = {out / name: name for name in pipeline["stages"]}
+    return stages.get(agent.parent.parent, "").rpartition("/")[2]
+
+
 def table_of(pipeline: dict[str, Any]) -> list[Comparison]:
-    """The rows of the closing table, with the pipeline's values put in."""
+    """The rows of the closing table, with the pipeline's values put in.
+
+    Raises:
+        ValueError: for a row that is wrong, or names a value that the pipeline lacks.
+    """
     names = {key: value for key, value in pipeline.items() if key not in RESERVED}
+    for row in pipeline.get("table", []):
+        if isinstance(row, dict) and (unknown := re.search(r"\{[a-z]\w*(\.\w+)*\}", str(fill(row, names)))):
+            raise ValueError(
+                f"a row of the pipeline's table has {unknown[0]}, but nothing is named so: write {_any(sorted(names))}"
+            )
     try:
         return [Comparison(**fill(row, names)) for row in pipeline.get("table", [])]
     except TypeError as error:

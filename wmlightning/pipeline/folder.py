@@ -81,12 +81,16 @@ def _written_into(settings: Any) -> list[str]:
 
 
 def _what_counts(settings: Any) -> Any:
-    """Settings without the numbers of processes, on which no result depends."""
+    """Settings without what no result depends on: numbers of processes, and names in the summary."""
     if isinstance(settings, list):
         return [_what_counts(item) for item in settings]
     if not isinstance(settings, dict):
         return settings
-    return {key: _what_counts(value) for key, value in settings.items() if not key.endswith("num_workers")}
+    return {
+        key: _what_counts(value)
+        for key, value in settings.items()
+        if not key.endswith("num_workers") and key != "report"
+    }
 
 
 def _difference(before: Any, now: Any, place: str = "") -> str:

@@ -33,14 +33,21 @@ class Step:
     Args:
         name: its folder inside the run, and its key under "seconds".
         commands: what to do, one command line after another, each a list of the words after `wmlightning`.
-        report: place in summary.json (`section.name`) -> name of one of the stage's metrics.
+        evaluates: of an evaluation, the name of the stage whose agent it plays; empty otherwise.
+        report: further places in summary.json (`section.name`) -> name of one of the stage's metrics.
         iteration: which turn of the loop it belongs to, from 1; 0 outside the loop.
     """
 
     name: str
     commands: list[list[str]]
+    evaluates: str = ""
     report: dict[str, str] = field(default_factory=dict)
     iteration: int = 0
+
+    @property
+    def section(self) -> str:
+        """The section of summary.json with this stage's metrics: its name, without the folder of an iteration."""
+        return self.name.rpartition("/")[2]
 
 
 def run_pipeline(
@@ -65,13 +72,14 @@ def run_pipeline(
         sweep: a table of settings to print at the end.
 
     Returns:
-        The summary: a section for every first word in the steps' reports (of a loop, its last iteration's), "seconds"
-        for each stage, and where there is a loop "iterations", a list of their reports.
+        The summary: a section of metrics for each stage (of a loop, its last iteration's; see `sections`), "seconds" of
+        each stage, and where there is a loop "iterations", a list of their sections.
 
     Raises:
         ValueError: if a finished stage was made from an earlier version of an unfinished one.
     """
     loop = loop or Loop()
+    wanted = {*loop.places, *(place for row in table or [] for place in row.places)}
     results = {step.name: read_result(out / step.name) for step in steps}
     unfinished = next((step.name for step in steps if results[step.name] is None), None)
     for step in reversed(steps):
@@ -93,10 +101,10 @@ def run_pipeline(
         label = f"[{number}/{len(steps)}] {step.name}"
         result = results[step.name]
         if result is not None:
-            say(f"{label}: finished before, {_numbers(step, result)}")
+            say(f"{label}: finished before, {_numbers(step, result, wanted)}")
         else:
             results[step.name] = result = _run(step, out / step.name, execute, label)
-            say(f"{label}: finished, {_numbers(step, result)}")
+            say(f"{label}: finished, {_numbers(step, result, wanted)}")
         done.append(step)
     summary = summarize(done, results)
     summary["seconds"] = {step.name: (results[step.name] or {})["seconds"] for step in done}
@@ -113,19 +121,48 @@ def run_pipeline(
 
 
 def summarize(steps: list[Step], results: dict[str, Any]) -> dict[str, Any]:
-    """The numbers that finished stages report, by section; a later stage's win."""
+    """The metrics of finished stages by section; those of a later stage replace those of an earlier one."""
     summary: dict[str, Any] = {}
     for step in steps:
-        for place, metric in step.report.items():
-            section, _, name = place.partition(".")
-            summary.setdefault(section, {})[name] = find_metric(results[step.name], metric)
+        for section, metrics in sections(step, results[step.name]["metrics"]).items():
+            summary[section] = summary.get(section, {}) | metrics
     return summary
 
 
-def find_metric(result: dict[str, Any], metric: str) -> float | int | None:
-    """A stage's metric by its name, as a fit or, where that has none, a test of the stage gave it."""
-    metrics, (room, slash, name) = result["metrics"], metric.rpartition("/")
-    return metrics.get(f"{room}{slash}test_{name}", metrics.get(metric))
+def sections(step: Step, metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Where a stage's metrics stand in summary.json.
+
+        vae/psnr, vae/test_psnr     vae.psnr             in the section of the stage, without its name; a test's wins
+        collected_env_steps         collect.env_steps    a collection's own, not those of the last call alone
+        mean, dream.std             controller.mean_return, controller.dream_std        an evaluation's stand in its
+        baselines.random.mean       controller.random_mean_return                       agent's section too
+
+    Args:
+        step: the stage.
+        metrics: what its commands returned.
+    """
+    own: dict[str, Any] = {}
+    for tested in (False, True):
+        for name, value in metrics.items():
+            short = name.removeprefix(f"{step.section}/")
+            if short.startswith("test_") == tested:
+                own[short.removeprefix("test_")] = value
+    for name, collected in (("env_steps", "collected_env_steps"), ("mean_return", "collected_return")):
+        if collected in own:
+            own[name] = own[collected]
+    found = {step.section: own}
+    if step.evaluates:
+        found[step.evaluates] = {_of_an_agent(name): value for name, value in own.items()}
+    for place, metric in step.report.items():
+        section, _, name = place.partition(".")
+        found.setdefault(section, {})[name] = own.get(metric.removeprefix(f"{step.section}/"))
+    return found
+
+
+def _of_an_agent(metric: str) -> str:
+    """An evaluation's metric by its name in the section of the agent: `baselines.random.std` is random_std there."""
+    name = "_".join(metric.removeprefix("baselines.").split("."))
+    return f"{name}_return" if name == "mean" or (metric.startswith("baselines.") and name.endswith("_mean")) else name
 
 
 def iterations_of(steps: list[Step], results: dict[str, Any], env_steps: str = "") -> list[dict[str, Any]]:
@@ -193,9 +230,11 @@ def write_json(path: str | Path, value: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def _numbers(step: Step, result: dict[str, Any]) -> str:
+def _numbers(step: Step, result: dict[str, Any], wanted: set[str]) -> str:
+    """A finished stage in words: its seconds, and those of its metrics that the pipeline's tables or curves show."""
     words = [f"{result['seconds']:.0f} s"]
-    for place, metric in step.report.items():
-        value = find_metric(result, metric)
-        words.append(f"{place.partition('.')[2]} {value:.4g}" if value is not None else f"no metric {metric!r}")
+    for section, metrics in sections(step, result["metrics"]).items():
+        for name, value in metrics.items():
+            if f"{section}.{name}" in wanted and value is not None:
+                words.append(f"{name} {value:.4g}")
     return ", ".join(words)

@@ -37,8 +37,13 @@ class Comparison:
     better: str = "higher"
     margin: str | None = None
 
+    @property
+    def places(self) -> list[str]:
+        """Every place in the summary that the row reads."""
+        return [self.value, self.baseline, *([] if self.margin is None else [self.margin])]
+
     def __post_init__(self) -> None:
-        check_places(self.value, self.baseline, *([] if self.margin is None else [self.margin]))
+        check_places(*self.places)
         if self.better not in ("higher", "lower"):
             raise TypeError(f"better is {self.better!r} but is higher or lower")
 
@@ -161,9 +166,14 @@ class Loop:
             raise TypeError(f"at_least is {self.at_least!r} but is a number")
         if not isinstance(self.charts, dict) or not all(isinstance(curves, dict) for curves in self.charts.values()):
             raise TypeError(f"charts is {self.charts!r} but names charts, and in each its curves")
-        places = [place for curves in self.charts.values() for place in curves.values()]
-        flat = [one for place in places for one in (place if isinstance(place, list) else [place])]
-        check_places(*flat, *([self.steps] if self.steps else []), *([] if self.value is None else [self.value]))
+        check_places(*self.places)
+
+    @property
+    def places(self) -> list[str]:
+        """Every place in the summary that the curves and the rule read."""
+        drawn = [place for curves in self.charts.values() for place in curves.values()]
+        flat = [one for place in drawn for one in (place if isinstance(place, list) else [place])]
+        return [*flat, *([self.steps] if self.steps else []), *([self.value] if self.value else [])]
 
     def solved(self, report: dict[str, Any]) -> bool:
         """Whether an iteration's report says that the task is solved."""
