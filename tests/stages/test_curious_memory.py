@@ -149,4 +149,4 @@ def test_a_test_gives_the_error_of_the_reward(tmp_path):
         model.heads.layers["reward"].weight.zero_()
     got = trainer().test(model, data(store), verbose=False)[0]
     rewards = torch.cat([torch.from_numpy(store.read(k).reward[1:]) for k in range(4)])
-    assert 0 < got["mdn_rnn/reward_error"] < 3 * rewards.square().mean().sqrt()
+    assert 0 < got["mdn_rnn/test_reward_error"] < 3 * rewards.square().mean().sqrt()

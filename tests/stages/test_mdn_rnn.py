@@ -435,7 +435,7 @@ def test_predictions_ahead_do_not_cross_a_reset():
 def test_a_test_gives_every_number_beside_its_baseline(codes):
     got = trainer().test(tiny(), data(codes, UniformWindows(8)), verbose=False)[0]
     names = {"nll", "copy_nll", "untrained_nll", "error_h1", "copy_error_h1", "error_h5", "copy_error_h5"}
-    assert set(got) == {f"mdn_rnn/{name}" for name in names}
+    assert set(got) == {f"mdn_rnn/test_{name}" for name in names}
     assert all(math.isfinite(value) for value in got.values())
 
 
@@ -457,4 +457,4 @@ def test_what_was_learnt_beats_what_was_not(tmp_path):
     model, source = tiny(hidden_size=16, learning_rate=2e-2), data(store, UniformWindows(12), validation_fraction=0.2)
     trainer(max_steps=60).fit(model, source)
     got = trainer().test(model, source, verbose=False)[0]
-    assert got["mdn_rnn/nll"] < got["mdn_rnn/untrained_nll"] - 0.3
+    assert got["mdn_rnn/test_nll"] < got["mdn_rnn/test_untrained_nll"] - 0.3

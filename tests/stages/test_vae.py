@@ -180,8 +180,8 @@ def test_a_test_compares_with_the_mean_image_of_the_training_data(episodes):
     for batch in source.test_dataloader():
         frames = normalize(batch.observation["image"])
         errors.append((frames - mean).square().mean((1, 2, 3)))
-    assert got["vae/baseline_psnr"] == pytest.approx((-10 * torch.cat(errors).log10()).mean().item(), rel=1e-4)
-    assert set(got) == {"vae/psnr", "vae/ssim", "vae/baseline_psnr", "vae/baseline_ssim"}
+    assert got["vae/test_baseline_psnr"] == pytest.approx((-10 * torch.cat(errors).log10()).mean().item(), rel=1e-4)
+    assert set(got) == {"vae/test_psnr", "vae/test_ssim", "vae/test_baseline_psnr", "vae/test_baseline_ssim"}
 
 
 def test_a_test_gives_the_same_every_time(episodes):

@@ -23,7 +23,11 @@ from wmlightning.environments.vector import PixelVectorEnv
 from wmlightning.policies.exploration import ExplorationPolicy, HeldActionsPolicy
 from wmlightning.runtime import progress_bar
 from wmlightning.stages.checkpoints import migrate_checkpoint
+from wmlightning.stages.measurements import pass_over_unmeasured, publish, wait_for_measurements, withdraw
 from wmlightning.stages.requirements import check_held_out
+
+MEASURED = ("collect/return",)
+"""What a collection measures of the agent."""
 
 
 class Collect(BetweenEpochs):
@@ -101,6 +105,7 @@ class Collect(BetweenEpochs):
         self._bar_metrics: dict[str, float] = {}
         # Time and update at the end of the last collection, which `updates_per_second` is measured from.
         self._learning_since: tuple[float, int] | None = None
+        self._measured: dict[str, float] = {}
 
     @property
     def steps_played(self) -> int:
@@ -180,8 +185,18 @@ class Collect(BetweenEpochs):
         """Collects what is due, unless training resumes within an epoch."""
         if self.resumed:
             self._bar_metrics = {"episodes": float(self.progress.episodes), "env_steps": float(self.steps_played)}
+        wait_for_measurements(trainer, MEASURED)
         super().on_train_start(trainer, pl_module)
         self._learning_since = time.monotonic(), trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collects what is due, if the epoch is whole."""
+        super().on_train_epoch_end(trainer, pl_module)
+        pass_over_unmeasured(trainer, MEASURED)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the last collection among the results of the fit."""
+        publish(trainer, self._measured)
 
     def play_between_epochs(self, trainer: Any, agent: Any) -> None:
         """Collects what is due."""
@@ -346,7 +361,8 @@ class Collect(BetweenEpochs):
     def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(metrics, self.steps_played)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        self._measured = metrics
+        publish(trainer, metrics)
         self._bar_metrics = {"episodes": float(self.progress.episodes), "env_steps": float(self.steps_played)}
         labels = {"return": "return", "steps_per_second": "env_steps/s", "updates_per_second": "updates/s"}
         for name, label in labels.items():
@@ -355,6 +371,7 @@ class Collect(BetweenEpochs):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Logs environment steps as the x axis, and shows the last collection on the progress bar."""
+        withdraw(trainer, MEASURED)
         pl_module.log("step", self._x_axis(), on_step=True, on_epoch=False)
         if self._bar_metrics:
             pl_module.log_dict(self._bar_metrics, prog_bar=True, logger=False, on_step=True, on_epoch=False)

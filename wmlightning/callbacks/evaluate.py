@@ -3,14 +3,17 @@
 from typing import Any
 
 import numpy as np
-import torch
 from lightning import LightningModule, Trainer
 
 from wmlightning.callbacks.between_epochs import BetweenEpochs, batches_trained
 from wmlightning.pictures.book import PictureBook
 from wmlightning.pictures.films import FirstEpisode
 from wmlightning.seeds import derive_seed
+from wmlightning.stages.measurements import pass_over_unmeasured, publish, wait_for_measurements, withdraw
 from wmlightning.validation import at_least
+
+MEASURED = ("evaluate/return", "evaluate/return_ci95")
+"""What an evaluation measures."""
 
 
 class Evaluate(BetweenEpochs):
@@ -71,9 +74,14 @@ class Evaluate(BetweenEpochs):
         self.last = state_dict["last"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores the metrics that checkpoints are chosen by; evaluates, if a cut prevented that."""
-        self._publish(trainer)
+        """Evaluates, if a cut prevented that."""
+        wait_for_measurements(trainer, MEASURED)
         super().on_train_start(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates, if the epoch is whole and an evaluation is due."""
+        super().on_train_epoch_end(trainer, pl_module)
+        pass_over_unmeasured(trainer, MEASURED)
 
     def play_between_epochs(self, trainer: Any, agent: Any) -> None:
         """Evaluates, if an evaluation is due and has not been made."""
@@ -100,19 +108,20 @@ class Evaluate(BetweenEpochs):
         self.last = {"evaluate/return": float(np.mean(returns))}
         if len(returns) > 1:
             self.last["evaluate/return_ci95"] = confidence_half_width(returns)
-        self._publish(trainer)
+        publish(trainer, self.last)
         if trainer.is_global_zero:
             book = PictureBook.of(trainer)
             book.add_scalars(self.last, trainer.global_step)
             if self.video:
                 book.add_gif("evaluate/episode", film.film(self.frames), trainer.global_step, self.fps)
 
-    def _publish(self, trainer: Trainer) -> None:
-        """Makes the last evaluation's metrics those of the Trainer, where `ModelCheckpoint` reads them."""
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.last.items()})
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the last evaluation among the results of the fit."""
+        publish(trainer, self.last)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Shows the last evaluation on the progress bar."""
+        """Withdraws the last evaluation, which other weights had, and shows it on the progress bar."""
+        withdraw(trainer, MEASURED)
         if self.last and batch_idx == 0:
             metrics = {"evaluated": self.last["evaluate/return"]}
             pl_module.log_dict(metrics, prog_bar=True, logger=False, on_step=True, on_epoch=False)

@@ -24,8 +24,9 @@ import torch.distributed as dist
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from wmlightning.cli.allocator import keep_freed_memory
+from wmlightning.cli.arguments import with_found_configs, with_own_environment
 from wmlightning.cli.errors import clean_warnings, error_line
-from wmlightning.cli.lightning import PARSER_MODE, TRAINING, CommandLine, with_found_configs
+from wmlightning.cli.lightning import PARSER_MODE, TRAINING, CommandLine
 from wmlightning.pipeline.config import loop_of, read_pipeline, steps_of, sweep_of, table_of
 from wmlightning.pipeline.folder import lock_run_folder
 from wmlightning.pipeline.run import Step, read_result, run_pipeline
@@ -56,7 +57,7 @@ def call_tool(command: str, args: list[str], check_only: bool = False) -> dict[s
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML with these options; several compose.")
     parser.add_function_arguments(function, fail_untyped=False)
-    settings = dict(parser.instantiate(parser.parse_args(with_found_configs(args))))
+    settings = dict(parser.instantiate(parser.parse_args(with_own_environment(with_found_configs(args)))))
     settings.pop("config", None)
     if not check_only:
         return function(**settings)

@@ -8,6 +8,7 @@ import importlib
 import json
 import pkgutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from wmlightning.callbacks.codes import CodeWriter
 from wmlightning.callbacks.guards import StopOnNonFinite, WarnOfCollapse
 from wmlightning.callbacks.progress import ProgressLines
 from wmlightning.callbacks.stopping import StopTogether
+from wmlightning.cli.arguments import RUN_FOLDER, prepare
 from wmlightning.cli.errors import one_line
-from wmlightning.pipeline.config import find_config, read_config, read_yaml, to_options
-from wmlightning.recipes import migrate
-from wmlightning.stages.checkpoints import check_resumable, load
+from wmlightning.pipeline.config import to_options
+from wmlightning.runtime import print_line
+from wmlightning.stages.checkpoints import check_resumable, load, logged_until, read_checkpoint
 from wmlightning.stages.requirements import check_expected, expect
 from wmlightning.stages.stage import Stage
 
@@ -54,7 +56,6 @@ for _package in ("datamodules", *(f"wmlightning.{package}" for package in PART_P
                 raise
 
 TRAINING = ("fit", "validate", "test", "predict")
-SEEDS = ("--model.seed", "--model.init_args.seed", "--data.seed", "--data.init_args.seed")
 STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
 LOADERS = {
     "fit": "train_dataloader",
@@ -100,6 +101,26 @@ class SaveConfig(SaveConfigCallback):
             config.pop("ckpt_path", None)
             text = self.parser.dump(config, skip_unset=False)
             write_atomically(Path(trainer.default_root_dir) / "config.yaml", lambda file: file.write(text.encode()))
+
+
+class MeasurementLogger(TensorBoardLogger):
+    """Writes a validation or a test on its own to TensorBoard, at the step that the weights were trained to.
+
+    Lightning gives step 0, which comes before the training's own points: TensorBoard takes that for a new start and
+    hides the points after it. The epoch, which Lightning adds, is left out.
+
+    Args:
+        root: the run's folder.
+        step: where the weights stand on the x axis of the run's curves.
+    """
+
+    def __init__(self, root: str, step: int) -> None:
+        super().__init__(root, "tensorboard", "")
+        self.trained_to = step
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Logs at the step that the weights were trained to."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, self.trained_to)
 
 
 class CommandLine(LightningCLI):
@@ -159,13 +180,26 @@ class CommandLine(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the arguments, after finding configuration files by name."""
-        self.config = parser.parse_args(with_replaced_callbacks(with_found_configs(args)))
-        seed = (self.config[self.command] if self.command else self.config).get("seed_everything")
+        """Parses the arguments after `prepare`, and fills in what depends on the run's folder."""
+        self.config = parser.parse_args(prepare(args))
+        config = self.config[self.command] if self.command else self.config
+        folder = self._folder(config)
+        if config.get("ckpt_path") in ("last", "best"):
+            config["ckpt_path"] = f"{folder}/checkpoints/{config['ckpt_path']}.ckpt"
+        logger = config["trainer"].get("logger")
+        if hasattr(logger, "get") and (logger.get("init_args") or {}).get("save_dir") == RUN_FOLDER:
+            logger["init_args"]["save_dir"] = folder
+        seed = config.get("seed_everything")
         if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
             raise ValueError(
                 f"seed_everything is {seed} but must be a whole number from 0 to {2**32 - 1}: give another"
             )
+
+    @staticmethod
+    def _folder(config: Any) -> str:
+        """Returns the run's folder: `trainer.default_root_dir`, or runs/<stage>."""
+        stage = (config.get("model") or {}).get("class_path", "run").rpartition(".")[2]
+        return config["trainer"].get("default_root_dir") or f"runs/{stage.lower()}"
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: checkpoints hold a recipe, not Lightning's hyperparameters; see `instantiate_classes`."""
@@ -230,15 +264,32 @@ class CommandLine(LightningCLI):
             callbacks.insert(0, StopTogether())
         logger = options.logger
         if logger in (None, True):
-            logger = False if self.subcommand == "predict" else TensorBoardLogger(root, "tensorboard", "")
+            logger = self._logger(root)
         plugins = _as_list(options.plugins)
         if not _has(plugins, CheckpointIO):
             plugins.append(AtomicCheckpointIO())
         return super().instantiate_trainer(default_root_dir=root, callbacks=callbacks, logger=logger, plugins=plugins)
 
+    def _logger(self, root: str) -> Any:
+        """Builds TensorBoard's logger in the run's folder; False where nothing is logged, or at no known step."""
+        checkpoint = self._get(self.config, "ckpt_path") if self.subcommand else None
+        if checkpoint is None or self.check:
+            return False if self.subcommand in STEPS else TensorBoardLogger(root, "tensorboard", "")
+        step = logged_until(read_checkpoint(checkpoint))
+        if self.subcommand == "fit":
+            # Points after the checkpoint come again: TensorBoard forgets those of the run before.
+            return TensorBoardLogger(root, "tensorboard", "", purge_step=step + 1)
+        return False if self.subcommand == "predict" else MeasurementLogger(root, step)
+
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.check:
             super()._run_subcommand(subcommand)
+
+    def _limits(self) -> str:
+        options = self._get(self.config, "trainer")
+        limits = {name: options.get(name) for name in ("max_steps", "max_epochs", "max_time")}
+        given = ", ".join(f"{name} {value}" for name, value in limits.items() if value not in (None, -1))
+        return f"{given} (which includes the time before the checkpoint)" if limits["max_time"] else given
 
     def before_fit(self) -> None:
         """Refuses to overwrite the checkpoint of another fit."""
@@ -249,9 +300,18 @@ class CommandLine(LightningCLI):
                 "--trainer.default_root_dir, with a --data.path of its own if it collects"
             )
         check_writable(last)
+        checkpoint = self._get(self.config, "ckpt_path")
+        self._updates_before = -1 if checkpoint is None else int(read_checkpoint(checkpoint)["global_step"])
+        if self.trainer.is_global_zero:
+            print_line(f"writes to {self.trainer.default_root_dir}: checkpoints, pictures, tensorboard, config.yaml")
 
     def after_fit(self) -> None:
-        """Saves the untrained model of a fit of 0 steps, for which Lightning calls no hook."""
+        """Says so where nothing was left to train; saves the model of a fit of 0 steps, which no hook saves."""
+        if self.trainer.global_step == self._updates_before and self.trainer.is_global_zero:
+            print_line(
+                f"nothing was trained: the checkpoint has {self.trainer.global_step} updates already, and the limits "
+                f"are {self._limits()}: raise them to train on"
+            )
         if self.trainer.max_steps == 0 and self.trainer.checkpoint_callbacks:
             self.trainer.save_checkpoint(LastCheckpoint.path(self.trainer))
 
@@ -290,51 +350,3 @@ def build(config: str | Path | list[str | Path], **overrides: Any) -> CommandLin
         return CommandLine(arguments, run=False)
     except ArgumentError as error:
         raise ValueError(one_line(error)) from error
-
-
-def with_replaced_callbacks(args: list[str]) -> list[str]:
-    """Clears earlier callbacks before every argument that sets them, where the parser would merge the two lists.
-
-    Raises:
-        ValueError: for a seed of the model or the data, which would have no effect.
-    """
-    replaced: list[str] = []
-    for position, argument in enumerate(args):
-        before = args[position - 1] if position else ""
-        if before in ("-c", "--config"):
-            values = read_yaml(argument, before) if argument.startswith("{") else read_config(argument)
-            trainer = values.get("trainer") if isinstance(values, dict) else None
-            if isinstance(trainer, dict) and "callbacks" in trainer:
-                replaced[-1:] = ["--trainer.callbacks=null", before]
-        elif argument.startswith("--trainer.callbacks="):
-            replaced.append("--trainer.callbacks=null")
-        elif argument.partition("=")[0] in SEEDS:
-            raise ValueError(
-                f"{argument} would do nothing, for model and data take the run's seed: give --seed_everything"
-            )
-        replaced.append(argument)
-    return replaced
-
-
-def with_found_configs(args: list[str]) -> list[str]:
-    """Replaces the names after -c and --config by the paths of their files; inline mappings stay.
-
-    A file with names of an earlier version, such as the config.yaml of a run, becomes a mapping with present names.
-    """
-    found = []
-    for position, argument in enumerate(args):
-        flag, equals, name = argument.partition("=")
-        if flag == "--config" and equals and not name.startswith("{"):
-            found.append("--config")
-            argument = _migrated_config(find_config(name))
-        elif position and args[position - 1] in ("-c", "--config") and not argument.startswith("{"):
-            argument = _migrated_config(find_config(argument))
-        found.append(argument)
-    return found
-
-
-def _migrated_config(path: Path) -> str:
-    """Returns a configuration file's path, or its migrated content as JSON if it has names of an earlier version."""
-    values = read_yaml(path.read_text(), str(path))
-    migrated = migrate(values)
-    return str(path) if migrated == values else json.dumps(migrated)

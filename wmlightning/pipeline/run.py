@@ -132,22 +132,29 @@ def summarize(steps: list[Step], results: dict[str, Any]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for step in steps:
         metrics = results[step.name]["metrics"]
-        summary.setdefault(step.section, {}).update(_without_prefix(metrics, step.section))
+        own = _without_prefix(metrics, step.section)
+        summary.setdefault(step.section, {}).update(own)
         if step.evaluates:
             summary.setdefault(step.evaluates, {}).update(scores_of(metrics))
         for place, metric in step.report.items():
             section, _, name = place.partition(".")
-            summary.setdefault(section, {})[name] = metrics.get(metric)
+            summary.setdefault(section, {})[name] = metrics.get(metric, own.get(metric))
     return summary
 
 
 def _without_prefix(metrics: dict[str, Any], section: str) -> dict[str, Any]:
-    """Returns the metrics with `vae/psnr` renamed to `psnr` if the section's name begins with `vae`."""
-    names = {name: name.partition("/") for name in metrics}
-    return {
-        rest if slash and section.startswith(prefix) else name: metrics[name]
-        for name, (prefix, slash, rest) in names.items()
-    }
+    """Returns the metrics with `vae/psnr` and `vae/test_psnr` renamed to `psnr` if the section begins with `vae`.
+
+    Where a stage has both, the test's counts.
+    """
+    short = {}
+    for tested in (False, True):
+        for name, value in metrics.items():
+            prefix, slash, rest = name.partition("/")
+            own = rest if slash and section.startswith(prefix) else name
+            if own.startswith("test_") == tested:
+                short[own.removeprefix("test_")] = value
+    return short
 
 
 def scores_of(metrics: dict[str, Any]) -> dict[str, Any]:

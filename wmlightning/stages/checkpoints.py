@@ -250,6 +250,23 @@ def first_mismatch(module: nn.Module, weights: Mapping[str, Tensor], where: str)
     return ""
 
 
+def environment_steps(checkpoint: dict[str, Any]) -> int | None:
+    """Returns the environment steps collected before a checkpoint was written; None where nothing is collected."""
+    for state in checkpoint.get("callbacks", {}).values():
+        if isinstance(state, dict) and "env_steps" in state.get("progress", {}):
+            return int(state["progress"]["env_steps"])
+    return None
+
+
+def logged_until(checkpoint: dict[str, Any]) -> int:
+    """Returns where on the x axis of a run's curves a checkpoint was written: environment steps, or updates."""
+    for name in ("dream_steps", "env_steps"):
+        if name in checkpoint["state_dict"]:
+            return int(checkpoint["state_dict"][name])
+    steps = environment_steps(checkpoint)
+    return int(checkpoint.get("global_step", 0)) if steps is None else steps
+
+
 def repair_loop_counters(checkpoint: dict[str, Any]) -> None:
     """Rewrites the loop counters of a checkpoint as they would be had it been saved by a run that went on undisturbed.
 

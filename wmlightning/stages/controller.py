@@ -18,9 +18,13 @@ from wmlightning.seeds import derive_seed
 from wmlightning.stages.checkpoints import resolve_stage, warm_start
 from wmlightning.stages.fitness import DreamFitness, RealFitness
 from wmlightning.stages.mdn_rnn import MDNRNN
+from wmlightning.stages.measurements import pass_over_unmeasured, publish, wait_for_measurements, withdraw
 from wmlightning.stages.requirements import check_expected
 from wmlightning.stages.stage import Stage
 from wmlightning.validation import at_least
+
+MEASURED = ("controller/evaluated_return",)
+"""What an evaluation of the mean measures."""
 
 
 class CMAESController(Stage):
@@ -134,6 +138,7 @@ class CMAESController(Stage):
         self.register_buffer("theta_best", self.controller.theta.detach().clone())
         self.register_buffer("return_best", torch.tensor(float("-inf"), dtype=torch.float64))
         self.register_buffer("env_steps", torch.zeros((), dtype=torch.int64))
+        self._evaluated: dict[str, float] = {}
         self.fitness: RealFitness | DreamFitness
         if dream is None:
             self.fitness = RealFitness(environment, num_envs, num_workers, self._policy_of)
@@ -217,10 +222,21 @@ class CMAESController(Stage):
         warnings.filterwarnings("ignore", message="Using ModelCheckpoint with manual optimization")
         self.check_parts()
         self.fitness.prepare()
+        wait_for_measurements(self.trainer, MEASURED)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Withdraws the last evaluation, which another mean had."""
+        super().on_train_batch_start(batch, batch_idx)
+        withdraw(self.trainer, MEASURED)
+
+    def on_train_epoch_end(self) -> None:
+        """Lets a ModelCheckpoint that monitors the evaluation pass over an epoch that ends without one."""
+        pass_over_unmeasured(self.trainer, MEASURED)
 
     def on_fit_end(self) -> None:
-        """Closes the environments, and makes the last `dream_return` a result of the fit."""
+        """Closes the environments, and makes the last evaluation a result of the fit."""
         self.fitness.close()
+        publish(self.trainer, self._evaluated)
         if self.dream is not None and bool(self.dream_return.isfinite()):
             # Without `self.log`: a resumed fit may have no generation left that could log it.
             self.trainer.callback_metrics["controller/dream_return"] = self.dream_return.clone()
@@ -260,10 +276,11 @@ class CMAESController(Stage):
             self.theta_best.copy_(self.controller.theta.detach())
         if self.dream is not None:
             self.dream_return.fill_(mean_return)
-        # For callbacks alone: Lightning would repeat it in loggers until the epoch ends, so loggers get it below.
-        self.log("controller/evaluated_return", mean_return, logger=False, on_step=True, on_epoch=False)
+        self._evaluated = {MEASURED[0]: mean_return}
+        # Without `self.log`: Lightning would repeat the value until the epoch ends.
+        publish(self.trainer, self._evaluated)
         for logger in self.loggers:
-            logger.log_metrics({"controller/evaluated_return": mean_return}, step=int(self.steps_played))
+            logger.log_metrics(self._evaluated, step=int(self.steps_played))
 
     def check_parts(self) -> None:
         """Checks that the environment fits M, and that dreams will find their first frames."""

@@ -353,7 +353,9 @@ class MDNRNN(Stage):
 
     def _log(self, *names: str) -> None:
         for name in names:
-            self.log(f"mdn_rnn/{name}", self.metrics[name], on_step=False, on_epoch=True)
+            # Named apart from what training logs: two curves under one tag would hide one another.
+            tag = f"mdn_rnn/test_{name}" if self.trainer.testing else f"mdn_rnn/{name}"
+            self.log(tag, self.metrics[name], on_step=False, on_epoch=True)
 
     def _check(self, batch: Batch) -> None:
         if batch.shape[1] < 2:

@@ -197,7 +197,9 @@ class VAE(Stage):
 
     def _log(self, *names: str) -> None:
         for name in names:
-            self.log(f"vae/{name}", self.metrics[name], on_step=False, on_epoch=True)
+            # Named apart from what training logs: two curves under one tag would hide one another.
+            tag = f"vae/test_{name}" if self.trainer.testing else f"vae/{name}"
+            self.log(tag, self.metrics[name], on_step=False, on_epoch=True)
 
 
 def _images(batch: Batch) -> Tensor:

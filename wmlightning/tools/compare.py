@@ -23,7 +23,7 @@ from datamodules.files import write_atomically
 from wmlightning.pictures.charts import Band, Curve, Number, band_chart
 from wmlightning.pictures.images import Picture, encode_png
 from wmlightning.runtime import print_line
-from wmlightning.stages.checkpoints import read_checkpoint
+from wmlightning.stages.checkpoints import environment_steps, read_checkpoint
 
 COLUMNS = ("method", "task", "env_steps", "mean", "min", "max", "seeds")
 SAME = {"ball_in_cup": "cup"}
@@ -228,9 +228,8 @@ def verdict(mean: float, band: dict[str, float]) -> str:
 
 def steps_trained(agent: Any, checkpoint: dict[str, Any] | None) -> int | None:
     """Environment steps behind a checkpoint, where it says so."""
-    for state in (checkpoint or {}).get("callbacks", {}).values():
-        if isinstance(state, dict) and "env_steps" in state.get("progress", {}):
-            return int(state["progress"]["env_steps"])
+    if checkpoint is not None and (steps := environment_steps(checkpoint)) is not None:
+        return steps
     counted = getattr(agent, "env_steps", None)
     return None if counted is None else int(counted)
 
