@@ -114,7 +114,7 @@ def test_every_number_in_a_pipelines_tables_is_measured_by_a_stage(name, tmp_pat
     pipeline = read_pipeline(name)
     steps = steps_of(pipeline, tmp_path)
     results = {}
-    with rehearsal():
+    with preflight():
         for step in steps:
             command = step.commands[0]
             metrics = {"collected_env_steps"} if command[0] == "collect" else set()

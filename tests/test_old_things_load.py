@@ -190,12 +190,16 @@ def test_what_was_played_evaluated_and_trained_before_the_cut_is_known_after_it(
     assert main(["fit", "-c", "fit.yaml", f"--ckpt_path={last}", f"--trainer.max_steps={steps}"]) == 0
     after = torch.load(last, weights_only=True)
     assert after["global_step"] == steps
-    # The key that has another name since is the only difference.
-    before = [
-        {"progress" if key == "ledger" else key: value for key, value in state.items()}
-        for state in before["callbacks"].values()
-    ]
-    assert list(after["callbacks"].values()) == before
+    # Names that are others since are the only difference.
+    assert list(after["callbacks"].values()) == [in_todays_words(state) for state in before["callbacks"].values()]
+
+
+def in_todays_words(state):
+    """The state of a callback, whose keys `ledger` and `view` have other names since."""
+    names = {"ledger": "progress", "view": "visible"}
+    if not isinstance(state, dict):
+        return state
+    return {names.get(key, key): in_todays_words(value) for key, value in state.items()}
 
 
 def test_an_old_online_run_that_was_cut_acts_as_it_did(tmp_path):
@@ -210,7 +214,15 @@ def assert_ends_alike(run):
     for stage, weights in RUNS["run"]["weights"].items():
         assert_same_weights(run / stage / "checkpoints/last.ckpt", weights)
     # Of what was learned: where that rounds otherwise it only comes near.
-    assert_same(summed_up(run), RUNS["run"]["summary"], rtol=1e-2, atol=1e-2)
+    found, wanted = summed_up(run), RUNS["run"]["summary"]
+    # The summary holds more since; the one number that was renamed by hand has its stage's own name.
+    wanted["controller"]["generation"] = wanted["controller"].pop("generations", wanted["controller"].get("generation"))
+    found = {name: {key: found[name][key] for key in section} for name, section in wanted.items()}
+    for section in wanted:
+        # Intervals are those of Student's exact quantile now; before, they were right to a thousandth.
+        for name in [name for name in wanted[section] if name.endswith("ci95")]:
+            assert found[section].pop(name) == pytest.approx(wanted[section].pop(name), rel=1e-3)
+    assert_same(found, wanted, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["in M", "in C"])

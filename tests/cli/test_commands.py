@@ -325,11 +325,24 @@ def test_test_rebuilds_the_stage_from_the_checkpoint_alone(checkpoint, config, t
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_a_checkpoint_brings_no_data(command, checkpoint, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
+    (checkpoint.parents[1] / "config.yaml").unlink()
     assert main([command, f"--ckpt_path={checkpoint}"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "no data are named and a VAE brings none" in line
     assert "-c world_models/vae.yaml, or --data EpisodeDataModule" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_alone_goes_on_by_the_configuration_of_its_run(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    before = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert main(["fit", f"--ckpt_path={checkpoint}", f"--trainer.max_steps={before + 1}"]) == 0
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == before + 1
+
+
+def test_options_before_a_file_are_refused_because_the_file_would_replace_them(capsys):
+    assert main(["fit", "--trainer.max_steps=5", "-c", "world_models/vae.yaml"]) == 2
+    assert "--trainer.max_steps=5 stands before -c world_models/vae.yaml" in capsys.readouterr().err
 
 
 def test_null_is_null_however_deep_it_stands():

@@ -106,8 +106,8 @@ class SaveConfig(SaveConfigCallback):
 class MeasurementLogger(TensorBoardLogger):
     """Writes a validation or a test on its own to TensorBoard, at the step that the weights were trained to.
 
-    Lightning gives step 0, which comes before the training's own points: TensorBoard takes that for a new start and
-    hides the points after it. The epoch, which Lightning adds, is left out.
+    Lightning gives step 0. TensorBoard takes a step that goes back for a new start, and its page drops the training's
+    own points from there on. The epoch, which Lightning adds, is left out.
 
     Args:
         root: the run's folder.

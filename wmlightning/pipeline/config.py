@@ -159,7 +159,7 @@ def read_pipeline(
     Raises:
         ValueError: for a file that is no pipeline, or a change that names nothing in it.
     """
-    pipeline = read_config(config)
+    pipeline = _with_neutral_texts(read_config(config))
     chain = [find_config(config)]
     while "base" in pipeline:
         chain.append(find_config(str(pipeline.pop("base"))))
@@ -191,6 +191,22 @@ def read_pipeline(
     for change in changes:
         _change(pipeline, change)
     return unroll_loop(_reword(pipeline))
+
+
+_OLD_TEXTS = {
+    "C  mean return (a lap is {environment.init_args.kwargs.lap_complete_percent} of the tiles)": "C  mean return",
+    "half gas straight on": "zero action",
+}
+"""Texts of CarRacing alone, which form 1 (see `recipes.FORMAT`) wrote into the table of every run, and their like."""
+
+
+def _with_neutral_texts(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """Returns the pipeline of a run of form 1 with a table that fits every environment."""
+    table = pipeline.get("table")
+    if not isinstance(table, list):
+        return pipeline
+    rows = [{k: _OLD_TEXTS.get(v, v) for k, v in row.items()} if isinstance(row, dict) else row for row in table]
+    return pipeline | {"table": rows}
 
 
 def _check_stage(which: str, stage: Any) -> None:

@@ -85,7 +85,7 @@ def check_images(spec: Spec, what: str, channels: int, setting: str) -> None:
     if tuple(shape) == (64, 64, channels) and kind == "uint8":
         return
     if not shape:
-        codes = "logvar" in spec.observation
+        codes = "mean" in spec.observation
         cure = (
             "give data.path a folder of episodes, not of codes" if codes else "record the picture under the key image"
         )

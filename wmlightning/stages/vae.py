@@ -204,7 +204,7 @@ class VAE(Stage):
 
 def _images(batch: Batch) -> Tensor:
     if "image" not in batch.observation:
-        codes = "logvar" in batch.observation
+        codes = "mean" in batch.observation
         cure = (
             "give data.path a folder of episodes, not of codes" if codes else "record the picture under the key image"
         )
