@@ -138,7 +138,7 @@ def summarize(steps: list[Step], results: dict[str, Any]) -> dict[str, Any]:
             summary.setdefault(step.evaluates, {}).update(scores_of(metrics))
         for place, metric in step.report.items():
             section, _, name = place.partition(".")
-            summary.setdefault(section, {})[name] = metrics.get(metric, own.get(metric.rpartition("/")[2]))
+            summary.setdefault(section, {})[name] = own.get(metric.rpartition("/")[2], metrics.get(metric))
     return summary
 
 
