@@ -13,8 +13,10 @@ def test_lines_show_the_update_the_speed_and_what_was_collected(tmp_path, capsys
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("update")]
     assert [int(line.split()[1]) for line in lines] == [*range(1, 9), 8]
     number = r"-?[\d.e+]+"
-    said = rf"update 8 of 8 \({number}/s\): episodes 5, env_steps 35, return {number}, env_steps/s {number}, updates/s"
+    played = rf"episodes 5, env_steps 35, return {number}, env_steps/s {number}, updates/s"
+    said = rf"update 8 of 8 \({number}/s\): loss {number}, {played}"
     assert re.match(said, lines[-1]), lines[-1]
+    assert re.match(rf"update 1 of 8 \({number}/s, \d+ (s|min|h|days) left\)", lines[0]), lines[0]
 
 
 def test_lines_come_no_more_often_than_asked(tmp_path, capsys):

@@ -11,7 +11,9 @@ from lightning.pytorch.callbacks import ProgressBar
 class ProgressLines(ProgressBar):
     """Prints what a progress bar shows to stderr, at regular times and when training ends.
 
-        update 540 of 2250 (2.1/s): episodes 17, env_steps 3400, return -861.7
+        update 540 of 2250 (2.1/s, 14 min left): loss 3.52, episodes 17, env_steps 3400, return -861.7
+
+    The loss is that of the stage, or the sum of those of its parts.
 
     Args:
         seconds: least time from one line to the next.
@@ -57,9 +59,23 @@ class ProgressLines(ProgressBar):
             return
         end = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
         speed = (now[1] - since[1]) / max(now[0] - since[0], 1e-9)
+        left = _duration((trainer.max_steps - now[1]) / speed) if trainer.max_steps > now[1] and speed else ""
         metrics = {name: value for name, value in self.get_metrics(trainer, pl_module).items() if name != "v_num"}
+        losses = [
+            float(v) for name, v in trainer.callback_metrics.items() if name.endswith("/loss") and "val" not in name
+        ]
+        if losses:
+            metrics = {"loss": sum(losses)} | metrics
         text = ", ".join(f"{name} {_short(value)}" for name, value in metrics.items())
-        print(f"update {now[1]}{end} ({speed:.3g}/s){': ' if text else ''}{text}", file=sys.stderr, flush=True)
+        print(f"update {now[1]}{end} ({speed:.3g}/s{left}){': ' if text else ''}{text}", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    """A time that is left, in the largest unit of which there are two."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f", {seconds / size:.0f} {unit} left"
+    return f", {seconds:.0f} s left"
 
 
 def _short(value: Any) -> str:
