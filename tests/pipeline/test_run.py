@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import time
 
@@ -314,11 +315,42 @@ def test_what_is_reported_is_no_setting_of_a_stage(tiny, undisturbed):
 
 
 def test_a_folder_made_with_other_settings_is_refused_in_one_line(tiny, undisturbed, capsys):
-    assert main(["run", tiny, "--out", str(undisturbed), "--set", "vae.trainer.max_steps=13"]) == 2
+    assert main(["run", tiny, "--out", str(undisturbed), "--set", "vae.trainer.max_steps=11"]) == 2
     error = capsys.readouterr().err.strip()
     assert "stage vae" in error
-    assert "12, now 13" in error
+    assert "12, now 11" in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_limit_may_be_raised_and_what_was_made_from_the_stage_is_made_again(tiny, undisturbed, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    before = json.loads((out / "summary.json").read_text())
+    capsys.readouterr()
+    assert main(["run", tiny, "--out", str(out), "--set", "controller.trainer.max_steps=7"]) == 0
+    said = capsys.readouterr().out
+    assert "stage controller is trained further than when it finished" in said
+    assert said.count("finished before") == 4
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["controller"]["generation"] > before["controller"]["generation"]
+    (aside,) = out.glob("superseded-*")
+    assert {path.name for path in aside.iterdir()} == {"controller", "evaluate"}
+    assert (aside / "evaluate" / "result.json").exists()
+
+
+def test_a_stage_that_was_trained_further_by_hand_is_measured_again(tiny, undisturbed, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    last = out / "controller" / "checkpoints" / "last.ckpt"
+    more = [f"--ckpt_path={last}", "--trainer.max_steps=7", f"--trainer.default_root_dir={out / 'controller'}"]
+    assert main(["fit", "-c", str(out / "controller" / "config.yaml"), *more]) == 0
+    capsys.readouterr()
+    assert main(["run", tiny, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "stage controller is trained further" in said
+    assert said.count("finished before") == 4
+    assert main(["run", tiny, "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("finished before") == 6
 
 
 def test_the_settings_in_the_folder_are_a_pipeline_too(undisturbed, capsys):

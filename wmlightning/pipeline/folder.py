@@ -2,6 +2,8 @@
 
 import contextlib
 import fcntl
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,11 @@ import yaml
 
 from datamodules.files import EpisodeName, check_writable, write_atomically
 from wmlightning.pipeline.config import merge, named_values, read_config, substitute
+from wmlightning.pipeline.run import updates_of
+from wmlightning.runtime import print_line
+
+LIMITS = ("trainer.max_steps", "trainer.max_epochs")
+"""Settings of a fit that may be raised after it has begun."""
 
 
 @contextlib.contextmanager
@@ -18,6 +25,10 @@ def lock_run_folder(out: Path, pipeline: dict[str, Any]) -> Iterator[None]:
 
     That file is itself a pipeline, with every value filled in and every configuration file copied in. A `config.yaml`
     that an earlier version wrote is compared under the present names of its classes.
+
+    Where a finished stage has a higher limit than it was begun with, or was trained further by hand, what was made from
+    it is out of date: its result and all later stages are moved to `superseded-<time>/` in the run's folder, and the
+    run makes them anew.
 
     Raises:
         ValueError: if nothing can be written there, another process works there, or a stage that has begun there had
@@ -46,14 +57,73 @@ def lock_run_folder(out: Path, pipeline: dict[str, Any]) -> Iterator[None]:
         for name, stage in written["stages"].items():
             then = _result_settings(before.get(name))
             now = _result_settings(stage)
-            if then != now and _has_begun(out, name, before.get(name) or stage):
+            if then != now and _has_begun(out, name, before.get(name) or stage) and not _only_raised(then, now):
                 raise ValueError(
                     f"stage {name} in {out} was begun with other settings ({_difference(then, now)}): "
                     f"use another --out, or delete {out / name} and the stages after it"
                 )
+        _set_aside_outdated(out, written["stages"], before)
         text = yaml.safe_dump(written, sort_keys=False)
         write_atomically(path, lambda file: file.write(text.encode()))
         yield
+
+
+def _only_raised(then: Any, now: Any) -> bool:
+    """Returns whether settings of a fit differ in nothing but a limit that is higher now."""
+    if not (isinstance(then, dict) and isinstance(now, dict) and then.get("command") == now.get("command") == "fit"):
+        return False
+    limits = [(_limit(then, name), _limit(now, name)) for name in LIMITS]
+    changed = [(old, new) for old, new in limits if old != new]
+    higher = all(isinstance(old, int) and isinstance(new, int) and 0 <= old < new for old, new in changed)
+    rest = [
+        stage | {"set": {key: value for key, value in (stage.get("set") or {}).items() if key not in LIMITS}}
+        for stage in (then, now)
+    ]
+    return higher and rest[0] == rest[1]
+
+
+def _limit(stage: dict[str, Any], name: str) -> Any:
+    """Returns a limit of a stage: what it sets, or what its configuration files say."""
+    settings = stage.get("set") or {}
+    return settings.get(name, (stage["config"][0].get("trainer") or {}).get(name.partition(".")[2]))
+
+
+def _set_aside_outdated(out: Path, stages: dict[str, Any], before: dict[str, Any]) -> None:
+    """Moves aside what was made from a stage that is, or shall be, trained further than when it finished."""
+    names = list(stages)
+    first = next((name for name in names if _is_outdated(out / name, stages[name], before.get(name))), None)
+    if first is None:
+        return
+    later = names[names.index(first) + 1 :]
+    written = {name: {path.replace("{run}", str(out)) for path in _output_folders(stages[name])} for name in names}
+    kept = {path for name in names if name not in later for path in written[name]}
+    outputs = {path for name in later for path in written[name] if Path(path).is_relative_to(out)}
+    if outputs & kept:
+        raise ValueError(
+            f"stage {first} in {out} is trained further than when it finished, and later stages add to "
+            f"{sorted(outputs & kept)[0]}, which earlier ones fill: use another --out"
+        )
+    target = out / f"superseded-{time.strftime('%Y%m%d-%H%M%S')}"
+    target.mkdir()
+    moved = [out / first / "result.json", *(out / name for name in later), *(Path(path) for path in sorted(outputs))]
+    for path in moved:
+        if path.exists():
+            (target / path.relative_to(out)).parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target / path.relative_to(out))
+    print_line(
+        f"stage {first} is trained further than when it finished: what was made from it is now in {target}, and is "
+        "made again"
+    )
+
+
+def _is_outdated(folder: Path, stage: dict[str, Any], before: Any) -> bool:
+    if stage["command"] != "fit" or not (folder / "result.json").exists():
+        return False
+    finished = json.loads((folder / "result.json").read_text()).get("updates")
+    if finished is not None and (updates_of(folder) or 0) > finished:
+        return True
+    then, now = _result_settings(before), _result_settings(stage)
+    return then != now and _only_raised(then, now)
 
 
 def _has_begun(out: Path, name: str, stage: dict[str, Any]) -> bool:

@@ -4,6 +4,7 @@ A stage is finished when its `result.json` exists; that file is written last, at
 from its last checkpoint (`fit`) or from the files it has already written (`collect`, `predict`).
 """
 
+import contextlib
 import json
 import shlex
 import time
@@ -24,6 +25,7 @@ from wmlightning.pipeline.tables import (
     write_view,
 )
 from wmlightning.runtime import print_line
+from wmlightning.stages.checkpoints import read_checkpoint
 
 SCORES = ("mean", "std", "ci95", "episodes", "difference", "difference_ci95")
 """Metrics of an evaluation that are also listed with the stage it evaluates."""
@@ -207,7 +209,8 @@ def _run(step: Step, folder: Path, execute: Callable[[list[str]], dict[str, Any]
             print_line(f"{label}: wmlightning {shlex.join(command)}")
             metrics |= execute(command)
         result = {"seconds": round(spent + time.monotonic() - started, 1), "metrics": metrics}
-        write_json(folder / "result.json", result)
+        trained = updates_of(folder)
+        write_json(folder / "result.json", result if trained is None else result | {"updates": trained})
     except BaseException:
         write_json(spent_file, {"seconds": spent + time.monotonic() - started})
         raise
@@ -219,6 +222,13 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     """Returns a finished stage's {"seconds": s, "metrics": {name: number}}; None if it is not finished."""
     path = folder / "result.json"
     return read_json(path, "seconds", "metrics") if path.exists() else None
+
+
+def updates_of(folder: Path) -> int | None:
+    """Returns the updates in a stage's last checkpoint; None without a checkpoint that can be read."""
+    with contextlib.suppress(ValueError):
+        return int(read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"])
+    return None
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
@@ -246,5 +256,5 @@ def _format_metrics(step: Step, result: dict[str, Any]) -> str:
     shown = {name: value for name, value in metrics.items() if "." not in name and name != "seconds"}
     parts = [f"{result['seconds']:.0f} s"]
     parts += [f"{name} {value:.4g}" for name, value in shown.items() if value is not None]
-    parts += [f"no metric {metric!r}" for metric in step.report.values() if metric not in result["metrics"]]
+    parts += [f"no metric {metric!r}" for metric in step.report.values() if metric.rpartition("/")[2] not in metrics]
     return ", ".join(parts)
