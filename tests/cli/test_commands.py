@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import wmlightning
 from datamodules.episode import Episode
 from datamodules.store import EpisodeStore
 from wmlightning.__main__ import COMMANDS, main
+from wmlightning.cli.arguments import prepare
 from wmlightning.cli.errors import clean_warnings, error_line
 from wmlightning.pictures.reconstructions import LogReconstructions
 from wmlightning.pipeline import config as settings
@@ -343,6 +345,16 @@ def test_a_checkpoint_alone_goes_on_by_the_configuration_of_its_run(checkpoint, 
 def test_options_before_a_file_are_refused_because_the_file_would_replace_them(capsys):
     assert main(["fit", "--trainer.max_steps=5", "-c", "world_models/vae.yaml"]) == 2
     assert "--trainer.max_steps=5 stands before -c world_models/vae.yaml" in capsys.readouterr().err
+
+
+def test_a_crop_of_another_task_is_warned_of_where_only_the_id_is_changed():
+    changed = ["fit", "-c", "planet/quick.yaml", "--model.environment.id=wmlightning/DummyPixels-v0"]
+    with pytest.warns(UserWarning, match=r"crop \[115, 385, 115, 385\] was set for Pendulum-v1 and stays"):
+        prepare(changed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare([*changed, "--model.environment.crop=null"])
+        prepare(["fit", "-c", "planet/quick.yaml"])
 
 
 def test_null_is_null_however_deep_it_stands():

@@ -4,12 +4,16 @@ import itertools
 import json
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from wmlightning.pipeline.config import find_config, read_config, read_yaml
 from wmlightning.recipes import migrate
 from wmlightning.stages.checkpoints import read_checkpoint
 
 SEEDS = ("--model.seed", "--model.init_args.seed", "--data.seed", "--data.init_args.seed")
 CONFIG = ("-c", "--config")
+OF_ONE_TASK = ("crop", "kwargs", "time_limit", "pixels")
+"""Settings of an environment that another one does not share."""
 RUN_FOLDER = "{run}"
 """Stands for the run's folder until that is known."""
 
@@ -25,6 +29,7 @@ def prepare(arguments: list[str]) -> list[str]:
             raise ValueError(f"{word} is no seed: give a whole number, such as --seed_everything=0")
     arguments = with_own_config(arguments)
     refuse_options_before_files(arguments)
+    warn_of_another_environments_settings(arguments)
     return with_logger_folder(with_replaced_callbacks(with_found_configs(arguments)))
 
 
@@ -79,6 +84,29 @@ def with_replaced_callbacks(args: list[str]) -> list[str]:
             )
         replaced.append(argument)
     return replaced
+
+
+def warn_of_another_environments_settings(arguments: list[str]) -> None:
+    """Warns where only the id of an environment is changed, and a file's settings for another one stay."""
+    prefix = "--model.environment."
+    own: dict[str, str] = {}
+    for word in arguments:
+        if word.startswith(prefix):
+            name, _, value = word.removeprefix(prefix).partition("=")
+            own[name] = value
+    if "id" not in own:
+        return
+    settings: dict[str, Any] = {}
+    for flag, file in itertools.pairwise(arguments):
+        if flag in CONFIG and not file.startswith("{"):
+            model = (read_config(file).get("model") or {}).get("init_args") or {}
+            settings |= (model.get("environment") or {}).get("init_args") or {}
+    kept = [f"{name} {settings[name]}" for name in OF_ONE_TASK if settings.get(name) is not None and name not in own]
+    if kept and settings.get("id") != own["id"]:
+        rank_zero_warn(
+            f"the environment is {own['id']}, but {', '.join(kept)} was set for {settings.get('id')} and stays: set it "
+            f"too, such as {prefix}{kept[0].partition(' ')[0]}=null"
+        )
 
 
 def with_found_configs(args: list[str]) -> list[str]:
