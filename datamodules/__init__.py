@@ -1,4 +1,4 @@
-"""Files, arrays, batches: how recorded episodes are kept and fed to learning. Knows no network and no environment."""
+"""Stores recorded episodes in files and reads batches from them. Imports no network and no environment."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -33,9 +33,9 @@ def check_episode(episode: Episode, spec: Spec | None) -> None:
                 "under a plain name: convert or rename it"
             )
     if not np.isfinite(episode.action).all():
-        raise ValueError("the episode has an action that is not finite: mend the policy that chose it")
+        raise ValueError("the episode has an action that is not finite: fix the policy that chose it")
     if wrong := _find_impossible_steps(episode.action, episode.is_terminal[1:]):
-        raise ValueError(f"the episode {wrong}: mend what recorded it")
+        raise ValueError(f"the episode {wrong}: fix the program that recorded it")
     if spec is not None and describe_difference(episode.spec, spec):
         raise ValueError(
             f"{describe_difference(episode.spec, spec)}: give another environment's episodes a folder of their own"

@@ -1,4 +1,4 @@
-"""The common types, `Spec`, `Episode` and `Batch`, and the one picture of how time is counted.
+"""The common types, `Spec`, `Episode` and `Batch`, and the drawing that defines how rows are aligned in time.
 
     index         0     1     2     3          action[t] led to image[t]; reward[t] is for arriving there
     image        o0    o1    o2    o3
@@ -68,7 +68,7 @@ class Episode:
             raise ValueError(f"action has shape {self.action.shape} but must be (rows, action_size): add an axis")
         if not np.isfinite(self.reward).all():
             row = int(np.flatnonzero(~np.isfinite(self.reward))[0])
-            raise ValueError(f"reward[{row}] is {self.reward[row]}: rewards must be finite; mend the environment")
+            raise ValueError(f"reward[{row}] is {self.reward[row]}: rewards must be finite; fix the environment")
 
     def __len__(self) -> int:
         return len(self.reward)

@@ -1,8 +1,8 @@
 """The file of an episode: its name, its contents, how it is written atomically and how rows are read from it.
 
-    ep-00000123-0-4500-501.h5       index 123, rank 0, born at batch 4500, 501 rows (500 steps and the reset)
+    ep-00000123-0-4500-501.h5       index 123, rank 0, recorded after batch 4500, 501 rows (500 steps and the reset)
 
-        observations/image   (501, 64, 64, 3) uint8          words and order of Gymnasium and Minari:
+        observations/image   (501, 64, 64, 3) uint8          names and order of Gymnasium and Minari:
         actions              (500, 3)         float32        one observation more than actions
         rewards              (500,)           float32
         terminations         (500,)           bool
@@ -242,7 +242,7 @@ def inspect(path: str, rows: int) -> Contents:
     except DamagedEpisode as error:
         raise DamagedEpisode(f"{os.path.basename(path)}: {error}") from None
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        # HDF5 says some things on several lines.
+        # HDF5 writes some messages on several lines.
         why = "it is a folder" if os.path.isdir(path) else " ".join(str(error).split())
         raise DamagedEpisode(f"{os.path.basename(path)}: cannot be read as an HDF5 file ({why})") from error
 

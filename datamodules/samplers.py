@@ -126,7 +126,7 @@ class ChainedWindows(Sampler):
     """Draws windows that continue in another episode where one ends, for episodes shorter than a window.
 
     A uniform row of a random episode begins the window; where its episode ends, a uniformly drawn one follows from its
-    reset on, until the window is full. Each reset row carries is_first, which tells the dynamics to forget.
+    reset on, until the window is full. Each reset row carries is_first, which resets the state of the dynamics.
 
     Source: Ha and Schmidhuber 2018, whose Doom episodes are packed back to back (doomrnn/rnn_train.py).
 

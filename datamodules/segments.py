@@ -23,7 +23,7 @@ class SegmentedEpisodes:
         part 0, 4 rows        0    1    2    3
         part 1, 4 rows                  (0)  1    2    3        row 0 repeats the observation of row 3 above
 
-    So every decision is there once, and windows continue where a file ends. Where a part is missing in between (it was
+    So every decision occurs once, and windows continue where a file ends. Where a part is missing in between (it was
     damaged, or removed by a cap), the parts after it form an episode that begins in the middle. Its first row is row 1
     of its first file: row 0 lacks the action and the reward, which were in the missing part.
 

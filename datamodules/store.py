@@ -51,7 +51,7 @@ def to_disk(episode: Episode) -> dict[str, np.ndarray]:
 
 
 def from_disk(read: Reader, start: int, into: EpisodeBuffer) -> None:
-    """Fills `into` with rows start, start + 1, ... of a file; the inverse of `to_disk`, where it is drawn.
+    """Fills `into` with rows start, start + 1, ... of a file; the inverse of `to_disk`, which draws the shift.
 
     Args:
         read: fills an array from a dataset of the file, see `datamodules.files.with_file`.

@@ -82,7 +82,7 @@ class EpisodeWriter:
         if not np.isfinite(reward):
             raise ValueError(
                 f"step {len(recording.rewards)} of episode {recording.index} has reward {reward}: rewards must be "
-                "finite; mend the environment"
+                "finite; fix the environment"
             )
         recording.add(observation, action, reward, terminated)
         if not (terminated or truncated):
@@ -119,7 +119,7 @@ class _Recording:
             began = {key: (dtype.name, shape) for key, (dtype, shape) in self.arrays.items()}
             raise ValueError(
                 f"step {len(self.rewards)} of episode {self.index} observes {now} but the episode began with {began}: "
-                "mend the environment"
+                "fix the environment"
             )
         self.observations.append(_copy(observation))
         self.actions.append(np.array(action, np.float32))
@@ -162,7 +162,7 @@ class BackgroundWriter:
     finished episode is lost.
 
     Args:
-        writer: runs the calls. What they return is dropped: look into its store after the block.
+        writer: runs the calls. Their results are dropped: read its store after the block.
 
     Raises:
         Exception: what the writer raised, at the next call or at the end of the block.

@@ -1,4 +1,4 @@
-"""The house stands: every import arrow runs down, no two files share a name by chance, and the documents draw it so."""
+"""Imports run downwards only, no two files share a name by chance, and architecture.md draws the layers as they are."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ LONG: dict[str, str] = {}
 
 
 def floors() -> dict[str, int]:
-    """Room -> floor, as drawn in the documentation: lines of a floor's number and the rooms on it."""
+    """Package or module -> its layer, read from the drawing: lines of a layer's number and what is in it."""
     drawn = {}
     for number, rooms in re.findall(r"^ ?(\d+)  (\w+(?: \| \w+)*)", PICTURE.read_text(), re.M):
         drawn |= dict.fromkeys(re.findall(r"\w+", rooms), int(number))
@@ -36,7 +36,7 @@ FLOORS = floors()
 
 
 def room_of(module: str) -> str | None:
-    """The room of a dotted module name of ours; None for the face of the package and for foreign modules."""
+    """The package or module in the drawing that a module belongs to; None for `wmlightning` itself and foreign ones."""
     first, _, rest = module.partition(".")
     if first == "datamodules":
         return "datamodules"

@@ -2,12 +2,12 @@
 
     wmlightning.VAE, MDNRNN, CMAESController     the stages of World Models; `X.load_from_checkpoint(path)` rebuilds one
     wmlightning.WorldModel, PlaNet               the stages of PlaNet
-    wmlightning.ActorCritic, Dreamer             what Dreamer V1 and V2 have beside its world model
+    wmlightning.ActorCritic, Dreamer             the actor and critic of Dreamer V1 and V2, and the agent
     wmlightning.load(path)                       rebuilds whatever stage a checkpoint holds
     wmlightning.build(config, **overrides)       the command line without running it: model, data and trainer
     wmlightning.evaluate(agent, ...)             mean return over many episodes, with its interval
 
-Names are imported when first used, so that `import wmlightning` and `wmlightning --help` cost nothing.
+Names are imported when first used, so that `import wmlightning` and `wmlightning --help` are quick.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The entry point: answers `--help` at once, and imports the machinery only for a command that needs it."""
+"""The entry point: answers `--help` at once, and imports torch and lightning only for a command that needs them."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ one stage of it
   collect -c FILE                   episodes of a policy in an environment, into a folder of HDF5 files
   fit -c FILE [--ckpt_path FILE]    trains one stage; several -c compose from left to right
   validate | test -c FILE           measures one stage on held-out episodes
-  predict -c FILE --ckpt_path FILE  writes what a trained stage says of every episode, e.g. V's codes
+  predict -c FILE --ckpt_path FILE  writes a trained stage's predictions for every episode, e.g. V's codes
 
 afterwards
   evaluate CHECKPOINT               mean return over many episodes, with its interval, and a video
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the words after `wmlightning`; None takes them from the command line.
 
     Returns:
-        The exit status: 0, 1 for a failed command, 2 for a command line or configuration that makes no sense, 130 for
+        The exit status: 0, 1 for a failed command, 2 for an invalid command line or configuration, 130 for
         an interrupted one.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"wmlightning: there is no command {argv[0]!r}: use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     if argv[0] == "doctor":
-        # On its own, so that it can tell what is missing where nothing else can be imported.
+        # Imported alone, so that it can name what is missing where nothing else can be imported.
         from wmlightning.tools.doctor import main as doctor
 
         return doctor(argv[1:])

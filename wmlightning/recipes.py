@@ -4,8 +4,8 @@ A recipe is plain JSON, `{"class_path": "wmlightning.stages.vae.VAE", "init_args
 injected into parts. So a checkpoint needs no pickled code, loads with `weights_only=True`, and is the same whether the
 object was built by the command line or in Python.
 
-Classes are renamed after recipes have been written. `FORMAT` counts the forms, and `migrate` turns any of them into the
-present one: for checkpoints, for the attributes of stores, and for the `config.yaml` of runs.
+Classes are renamed after recipes have been written. `FORMAT` is the number of the present format, and `migrate`
+converts earlier formats to it: for checkpoints, for the attributes of stores, and for the `config.yaml` of runs.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 2
-"""The present form. Form 1, whose checkpoints hold no number, had the names on the left below."""
+"""The present format. Checkpoints of format 1 hold no number; it had the names on the left below."""
 _MODULES = {
     "wmlightning.callbacks.behaviour": "wmlightning.pictures.imagination",
     "wmlightning.callbacks.dreams": "wmlightning.pictures.dreams",
@@ -27,11 +27,11 @@ _MODULES = {
     "wmlightning.policies.behaviour": "wmlightning.policies.actor",
 }
 _CLASSES = {"Dream": "DreamRules", "Fading": "LinearDecay"}
-"""Classes of this package by their name alone, as YAML often has them."""
+"""Class name in format 1 -> class name today, with or without a module in front."""
 
 
 def migrate(value: Any) -> Any:
-    """Replaces the class paths of any earlier form in nested JSON or YAML; present ones come back equal."""
+    """Replaces the class paths of any earlier format in nested JSON or YAML; leaves present ones unchanged."""
     if isinstance(value, list):
         return [migrate(item) for item in value]
     if not isinstance(value, dict):
@@ -94,7 +94,7 @@ def recipe_of(value: Any) -> Any:
 
 
 def build_recipe(recipe: Any) -> Any:
-    """Rebuilds a part from its recipe, in any form.
+    """Rebuilds a part from its recipe, of any format.
 
     Raises:
         ValueError: if a class is gone, or is not a `Recorded` part (a recipe may call no other class).

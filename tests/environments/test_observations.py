@@ -171,7 +171,7 @@ def test_a_rendered_picture_of_another_form_is_refused_in_one_line(rendered, say
 
 
 def test_nothing_rendered_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="gives a NoneType as its picture, but an array is wanted: mend its render"):
+    with pytest.raises(ValueError, match="gives a NoneType as its picture, but an array is wanted: fix its render"):
         as_picture(None, "tests/Shows-v0")
 
 

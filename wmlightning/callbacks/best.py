@@ -1,8 +1,8 @@
-"""What follows an agent's measured returns: `BestCheckpoint` and `StopWithoutProgress`.
+"""Callbacks that act on an agent's measured returns: `BestCheckpoint` and `StopWithoutProgress`.
 
-A return is measured now and then (`evaluate/return`, `collect/return`, `controller/evaluated_return`), and among the
-Trainer's metrics it stands only until the next batch begins. So these callbacks, and Lightning's own `ModelCheckpoint`
-and `EarlyStopping`, count a number where it was measured and nowhere else.
+A return is not measured at every batch (`evaluate/return`, `collect/return`, `controller/evaluated_return`). It stays
+among the Trainer's metrics only until the next batch begins, so that these callbacks, and Lightning's own
+`ModelCheckpoint` and `EarlyStopping`, count each measurement once.
 """
 
 import math
@@ -21,7 +21,7 @@ class _Follower:
 
     def __init__(self, monitor: str, mode: Literal["max", "min"]) -> None:
         if mode not in ("max", "min"):
-            raise ValueError(f"mode is {mode!r} but the better number is the larger or the smaller: give max or min")
+            raise ValueError(f"mode is {mode!r} but must be max or min: give one of them")
         self.monitor = monitor
         self.mode = mode
         self.best = -math.inf if mode == "max" else math.inf
@@ -65,11 +65,11 @@ class BestCheckpoint(_Follower, Checkpoint):
         self._save_if_better(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best number so far."""
+        """Saves the best number so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from the best number so far."""
+        """Restores the best number so far."""
         self.best = state_dict["best"]
 
     def _save_if_better(self, trainer: Any) -> None:
@@ -80,7 +80,7 @@ class BestCheckpoint(_Follower, Checkpoint):
 
 
 class StopWithoutProgress(_Follower, Callback):
-    """Ends training when so many measurements in a row have brought nothing better.
+    """Ends training when `patience` measurements in a row were no improvement on the best one.
 
     Args:
         monitor: a metric that is measured now and then, as of `BestCheckpoint`.
@@ -115,7 +115,7 @@ class StopWithoutProgress(_Follower, Callback):
         self._count(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best number so far, and the measurements since."""
+        """Saves the best number so far, and how many measurements followed it."""
         return {"best": self.best, "without_progress": self.without_progress}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

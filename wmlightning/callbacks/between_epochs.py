@@ -1,4 +1,4 @@
-"""`BetweenEpochs`: callbacks that play episodes between epochs, exactly once even if the run is cut and resumed."""
+"""`BetweenEpochs`: callbacks that play episodes between epochs, exactly once even if the run is stopped and resumed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class BetweenEpochs(Callback, ABC):
         epoch 0's end                             when training starts, and at the end of epoch 0 once more
 
     So a subclass saves in its own state what it has done, and does nothing in a second call. Nothing is played within
-    an epoch, so a run that is cut there and resumed plays at the same updates as an uninterrupted one.
+    an epoch, so a run that is stopped there and resumed plays at the same updates as an uninterrupted one.
 
     The environments stay open from the first call to the end of the fit.
 

@@ -57,7 +57,7 @@ class CodeWriter(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks the codes that the folder already has, and deletes stale ones if asked to."""
-        # For writers that name predictions by their index in the loader; these have the episode's own index.
+        # The warning is for writers that name predictions by their index in the loader; codes have the episode's index.
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
         _check_is_vae(pl_module)
         assert isinstance(pl_module, VAE)

@@ -101,7 +101,7 @@ class Collect(BetweenEpochs):
         self.progress = CollectionProgress()
         self.resumed = False
         self._most_kept_beyond_cap = 0
-        # For the progress bar: what the last collection was, until a batch shows it.
+        # Metrics of the last collection, kept until a batch shows them on the progress bar.
         self._bar_metrics: dict[str, float] = {}
         # Time and update at the end of the last collection, which `updates_per_second` is measured from.
         self._learning_since: tuple[float, int] | None = None
@@ -190,12 +190,12 @@ class Collect(BetweenEpochs):
         self._learning_since = time.monotonic(), trainer.global_step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collects what is due, if the epoch is whole."""
+        """Collects what is due, if the epoch is complete."""
         super().on_train_epoch_end(trainer, pl_module)
         pass_over_unmeasured(trainer, MEASURED)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the last collection among the results of the fit."""
+        """Adds the metrics of the last collection to the results of the fit."""
         publish(trainer, self._measured)
 
     def play_between_epochs(self, trainer: Any, agent: Any) -> None:

@@ -74,12 +74,12 @@ class Evaluate(BetweenEpochs):
         self.last = state_dict["last"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates, if a cut prevented that."""
+        """Makes an evaluation that was due when the run was stopped."""
         wait_for_measurements(trainer, MEASURED)
         super().on_train_start(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates, if the epoch is whole and an evaluation is due."""
+        """Evaluates, if the epoch is complete and an evaluation is due."""
         super().on_train_epoch_end(trainer, pl_module)
         pass_over_unmeasured(trainer, MEASURED)
 
@@ -100,7 +100,7 @@ class Evaluate(BetweenEpochs):
             writer = film if self.video and rank == 0 else None
             results, stopped = self.play(trainer, agent, agent.policy(explore=False), own_seeds, writer=writer)
             own_returns = [result.total_reward for result in results]
-        # Filled up, because every process has to send as many numbers.
+        # Padded, because every process has to send equally many numbers.
         most = -(-len(seeds) // world)
         rows = self.gather(trainer, stopped, own_returns + [float("nan")] * (most - len(own_returns)))
         returns = [rows[episode % world][episode // world] for episode in range(len(seeds))]
@@ -116,11 +116,11 @@ class Evaluate(BetweenEpochs):
                 book.add_gif("evaluate/episode", film.film(self.frames), trainer.global_step, self.fps)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the last evaluation among the results of the fit."""
+        """Adds the metrics of the last evaluation to the results of the fit."""
         publish(trainer, self.last)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Withdraws the last evaluation, which other weights had, and shows it on the progress bar."""
+        """Removes the last evaluation, which is of earlier weights, from the metrics; the progress bar shows it."""
         withdraw(trainer, MEASURED)
         if self.last and batch_idx == 0:
             metrics = {"evaluated": self.last["evaluate/return"]}

@@ -90,7 +90,7 @@ class StopOnNonFinite(Callback):
             trainer: the Trainer of the fit.
             stage: the stage in training.
             batch: index of the batch that failed.
-            is_earlier: whether it is an earlier batch than the present one, which is then not at hand any more.
+            is_earlier: whether it is earlier than the present batch; its data are then no longer available.
         """
         weights = [name for name, weight in stage.named_parameters() if not bool(weight.isfinite().all())]
         if weights:
@@ -141,7 +141,7 @@ class StopOnNonFinite(Callback):
         with suppress(AttributeError):
             logged = trainer.fit_loop._results.metrics(True)["callback"]
         metrics = {name: float(value) for name, value in logged.items() if not math.isfinite(value)}
-        # A part of the loss says more than the loss.
+        # Naming a part of the loss helps more than naming the whole loss.
         parts = {name: value for name, value in metrics.items() if not name.endswith("loss")} or metrics
         if parts:
             return [_first_two([f"{name} is {value}" for name, value in parts.items()])]
@@ -166,8 +166,8 @@ class WarnOfCollapse(Callback):
 
     Args:
         every: batches between two checks, each of which costs less than one batch.
-        nats: a mean KL per step below this is near zero.
-        explained: a fraction of explained variance below this is none.
+        nats: a mean KL per step below this counts as near zero.
+        explained: a fraction of explained variance below this counts as none.
 
     Raises:
         ValueError: for a number out of range.

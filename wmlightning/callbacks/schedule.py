@@ -112,7 +112,7 @@ class Schedule:
             self.prefill_unit = "episodes"
             self.prefill = 5 if prefill_episodes is None else prefill_episodes
         self.unit: Unit = "episodes" if decisions_per_update is None else "decisions"
-        # Through its decimal text, so that 0.29 * 100 is 29.
+        # Converted from its decimal text, so that 0.29 * 100 is exactly 29.
         self.decisions_per_update = Fraction(str(decisions_per_update or 0))
         self.episodes_per_epoch = 1 if episodes_per_epoch is None else episodes_per_epoch
 

@@ -1,4 +1,4 @@
-"""The words of a command line before they are parsed: files are found by name, gaps filled, slips refused."""
+"""Prepares a command line for the parser: finds files by name, fills in what is missing, refuses mistakes."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ RUN_FOLDER = "{run}"
 
 
 def prepare(arguments: list[str]) -> list[str]:
-    """The words of a stage's command, or of `build`, as the parser shall read them.
+    """Returns the arguments of a stage's command, or of `build`, as the parser shall read them.
 
     Raises:
         ValueError: for words that would have no effect.
@@ -128,7 +128,7 @@ def with_found_configs(args: list[str]) -> list[str]:
 
 
 def with_logger_folder(arguments: list[str]) -> list[str]:
-    """Gives a logger that is named without a folder the run's; see `RUN_FOLDER`."""
+    """Gives the run's folder to a logger that is named without one; see `RUN_FOLDER`."""
     filled = []
     given = any(
         word.startswith(("--trainer.logger.save_dir", "--trainer.logger.init_args.save_dir")) for word in arguments
@@ -142,7 +142,7 @@ def with_logger_folder(arguments: list[str]) -> list[str]:
 
 
 def with_own_environment(arguments: list[str]) -> list[str]:
-    """Lays single settings of the environment over those of the agent that is evaluated, where no id is named."""
+    """Merges single environment settings over those of the evaluated agent, where no id is named."""
     single = [word for word in arguments if word.startswith("--environment.")]
     agents = [word.partition("=")[2] for word in arguments if word.startswith("--agent=")]
     named = any(word.startswith(("--environment.id=", "--environment=", "-c", "--config")) for word in arguments)

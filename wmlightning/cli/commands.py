@@ -76,7 +76,7 @@ def check_command(arguments: list[str]) -> None:
 
 
 def check_stages(steps: list[Step]) -> None:
-    """Checks all stages of a pipeline before the first runs: a slip in the last must not cost the hours of the first.
+    """Checks all stages of a pipeline before the first runs: a mistake in the last costs no hours.
 
     Raises:
         ValueError: in one line that names the stage.
@@ -113,7 +113,7 @@ def execute(arguments: list[str]) -> dict[str, Any]:
         finally:
             sys.argv = argv_before
             if dist.is_available() and dist.is_initialized():
-                # Or the next stage would take this one's ranks for its own.
+                # Otherwise the next stage would use the rank settings of this one.
                 dist.destroy_process_group()
                 for name in LAUNCHED - set_before:
                     os.environ.pop(name, None)
@@ -176,7 +176,7 @@ def interruptible(fit: bool) -> Iterator[None]:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse whose errors are one line, like all the others."""
+    """An `argparse` parser that prints its errors as one line, like every other error here."""
 
     def error(self, message: str) -> Any:
         raise ValueError(f"{message}: see {self.prog} --help")

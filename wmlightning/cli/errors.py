@@ -1,4 +1,4 @@
-"""Prints a failed command's error as one line that says what to do, and warnings without a place in the code."""
+"""Prints a failed command's error as one line that says what to do, and warnings without the line of code."""
 
 import contextlib
 import importlib
@@ -34,7 +34,7 @@ def one_line(error: Exception) -> str:
     """Returns the message on one line: the first sentence, or of jsonargparse's error what it says of the value."""
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines() if line.strip()]
     if not (isinstance(error, ArgumentError) or lines[:1] == ["Does not validate against any of the Union subtypes"]):
-        # A line that ends in a colon announces the next.
+        # A line that ends in a colon introduces the next.
         end = next((number for number, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
         return " ".join(lines[: end + 1]) or type(error).__name__
     noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value", "Not a valid")

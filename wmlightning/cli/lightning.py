@@ -106,8 +106,8 @@ class SaveConfig(SaveConfigCallback):
 class MeasurementLogger(TensorBoardLogger):
     """Writes a validation or a test on its own to TensorBoard, at the step that the weights were trained to.
 
-    Lightning gives step 0. TensorBoard takes a step that goes back for a new start, and its page drops the training's
-    own points from there on. The epoch, which Lightning adds, is left out.
+    Lightning would log at step 0. When a step is smaller than the last one, TensorBoard assumes a restart, and its page
+    drops the training's own points from there on. The epoch, which Lightning adds, is left out.
 
     Args:
         root: the run's folder.
@@ -277,7 +277,7 @@ class CommandLine(LightningCLI):
             return False if self.subcommand in STEPS else TensorBoardLogger(root, "tensorboard", "")
         step = logged_until(read_checkpoint(checkpoint))
         if self.subcommand == "fit":
-            # Points after the checkpoint come again: TensorBoard forgets those of the run before.
+            # Points after the checkpoint are logged again: TensorBoard drops those of the earlier run.
             return TensorBoardLogger(root, "tensorboard", "", purge_step=step + 1)
         return False if self.subcommand == "predict" else MeasurementLogger(root, step)
 
@@ -306,7 +306,7 @@ class CommandLine(LightningCLI):
             print_line(f"writes to {self.trainer.default_root_dir}: checkpoints, pictures, tensorboard, config.yaml")
 
     def after_fit(self) -> None:
-        """Says so where nothing was left to train; saves the model of a fit of 0 steps, which no hook saves."""
+        """Reports a fit that had nothing left to train; saves the model of a fit of 0 steps, which no hook saves."""
         if self.trainer.global_step == self._updates_before and self.trainer.is_global_zero:
             print_line(
                 f"nothing was trained: the checkpoint has {self.trainer.global_step} updates already, and the limits "

@@ -70,7 +70,7 @@ class TanhNormal(ActionDistribution):
 
         m = scale * tanh(mean / scale)      s = softplus(raw + ln(e^init_std - 1)) + min_std      a = tanh(m + s eps)
 
-    Without the first tanh the mean would wander off to where the second has no slope. Mode and entropy have no closed
+    Without the first tanh the mean would drift to where the second has no gradient. Mode and entropy have no closed
     form. Where the authors draw 100 samples we take fixed quantiles of each Gaussian, the means of equally likely
     pieces of it, so that nothing is drawn and a row does not depend on the others: the mode is the one of highest
     density among 100; the entropy is exact but for the tanh's ln slope, whose mean over 32 it takes (0.013 nats off at
@@ -192,7 +192,7 @@ class TruncatedNormal(ActionDistribution):
         """The quantile of the truncated Gaussian at the probability of the noise under a standard one."""
         mean, std = self.mean_std(params)
         noise = torch.randn_like(mean) if noise is None else noise.to(mean)
-        # Noise above 0 is that of the mirror image with the sign turned: probabilities are then below 3/4, and near 0,
+        # Noise above 0 is mirrored, and the result's sign flipped: probabilities are then below 3/4, and near 0,
         # unlike near 1, float32 tells them apart.
         side = torch.where(noise > 0, -1.0, 1.0)
         low, high = (torch.special.ndtr((end - side * mean) / std) for end in (-1.0, 1.0))

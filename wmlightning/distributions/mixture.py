@@ -59,7 +59,7 @@ class GaussianMixture:
         self.logits, self.means, self.log_std = self._params.mT.unbind(-3)
 
     def log_prob(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Natural log density of each dimension of x, shape (..., D), in nats; temperature plays no part.
+        """Natural log density of each dimension of x, shape (..., D), in nats; the temperature has no effect.
 
         Gradients flow to the parameters and to x, once (there is no second derivative).
         """

@@ -36,8 +36,8 @@ class MDNLSTM(Recorded, nn.Module):
         action_size: numbers in an action.
         hidden_size: width of h and of c.
         mixtures: Gaussians for each number of z.
-        input_is_first: add an input that is 1 where the code is the first of its episode (the Doom model). It is found
-            by a memory of exact zeros, which no later step has.
+        input_is_first: add an input that is 1 where the code is the first of its episode (the Doom model). It is
+            detected by a memory of exact zeros, which no later step has.
 
     Source: Ha and Schmidhuber 2018, section 2.3; their released code (carracing/rnn/rnn.py, doomrnn/doomrnn.py).
     Weights start as in TensorFlow: Glorot uniform, zero biases but 1 for the forget gate.

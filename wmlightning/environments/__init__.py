@@ -1,1 +1,1 @@
-"""Where one acts: any gymnasium environment as pictures and actions, many side by side, and the loop that plays."""
+"""Environments: wrappers and suites for gymnasium ids, vector environments, dreams, and the rollout loop."""

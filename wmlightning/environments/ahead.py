@@ -1,4 +1,4 @@
-"""A rollout of a policy that does not look: the workers and this process do not wait for each other.
+"""A rollout of a policy that ignores observations: workers and this process do not wait for each other.
 
 The actions of such a policy can be chosen before the environments step. So every worker is sent its rows' decisions in
 batches, and the next batch waits in its queue while this process records the results of the last one:
@@ -32,7 +32,7 @@ def play_ahead(
 ) -> None:
     """Plays the jobs of a table; see `rollout.rollout`. Needs workers, and a policy that is `blind`."""
     assert envs.workers is not None
-    envs.recall()  # What an interrupted rollout has left.
+    envs.recall()  # Skips the orders that an interrupted rollout has left.
     workers = [_WorkerRows(envs, worker, table) for worker in range(envs.num_workers)]
     while should_stop is None or not should_stop():
         for worker_rows in workers:

@@ -1,12 +1,12 @@
 """Atari as Dreamer V2 plays it: `ALE/<Game>-v5` with a frame a step, everything else as in the paper.
 
-What is special about the family, and where it is seen to:
+What is special about the family, and where the code handles it:
 
 * Registered ids skip four frames by themselves. Here a step is a frame (`PROTOCOL`), so action repeat is ours alone,
-  and sticky actions take hold of single frames: in each, with probability 1/4, the emulator keeps the last action.
+  and sticky actions apply to single frames: in each, with probability 1/4, the emulator keeps the last action.
 * Games draw some things in every other frame only. A picture is the brighter of the last two frames (`AtariGame.look`).
 * An episode begins with 1 to 30 frames in which nothing is pressed, a part of the reset: they are no environment steps.
-* All 18 actions are there, in every game. Lives are not looked at: an episode ends with the game, or is truncated after
+* All 18 actions are there, in every game. Lost lives are ignored: an episode ends with the game, or is truncated after
   108,000 frames, half an hour.
 * The emulator's own randomness comes from the seed of the reset: an episode is a function of its seed and actions.
 
@@ -20,7 +20,7 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 
-# It greets on stderr otherwise, once per worker.
+# Otherwise it prints a greeting to stderr, once per worker.
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 PROTOCOL = {
@@ -45,7 +45,7 @@ class AtariGame(gym.Wrapper):
     Args:
         env: an ALE environment with frameskip 1 and pictures as observations.
         noops: most idle frames at the start, drawn from 1 to noops; 0 for none.
-        life_loss_ends: a lost life is terminal (Dreamer V1's code); where the game tells of no lives, nothing changes.
+        life_loss_ends: a lost life is terminal (Dreamer V1's code); where the game reports no lives, nothing changes.
 
     Raises:
         ValueError: if noops is negative.

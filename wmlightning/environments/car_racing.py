@@ -1,4 +1,4 @@
-"""CarRacing drawn only when it is looked at, and several times faster; the picture stays gymnasium's bit for bit.
+"""CarRacing drawn only when a picture is taken, and several times faster; the picture stays gymnasium's bit for bit.
 
 What is replaced, and why no pixel changes in the rows that are kept (0 to 83 of 96, above the indicators):
 
@@ -15,7 +15,7 @@ What is replaced, and why no pixel changes in the rows that are kept (0 to 83 of
   costs more than all the drawing.
 
 A test compares with gymnasium over two tracks. At run time the first frame of every environment is drawn both ways;
-should gymnasium's insides have changed, a warning says so and the stock drawing is used.
+if gymnasium's internals have changed, a warning says so and the stock drawing is used.
 """
 
 import warnings
@@ -167,7 +167,7 @@ class CarRacingActions(ActionWrapper):
         self.action_space = spaces.Box(-1, 1, (3,), np.float32)
 
     def action(self, action: np.ndarray) -> np.ndarray:
-        """What gymnasium's CarRacing takes."""
+        """Converts the action to gymnasium's steering, gas and brake."""
         steer, gas, brake = np.clip(action, -1, 1)
         return np.array([steer, (gas + 1) / 2, max(brake, 0)], np.float32)
 

@@ -1,7 +1,7 @@
-"""DeepMind's control suite behind gymnasium's five values; what it needs to draw without a display is found here.
+"""DeepMind's control suite as gymnasium environments, and the choice of a renderer that needs no display.
 
 An id is `dm_control/<domain>-<task>-v0`, such as dm_control/cartpole-swingup-v0 or dm_control/ball_in_cup-catch-v0, for
-every task of `dm_control.suite`. What is special about the family, and where it is seen to:
+every task of `dm_control.suite`. What is special about the family, and where the code handles it:
 
 * Without a display and without `MUJOCO_GL`, mujoco crashes at the first frame. `choose_backend`
   looks first: EGL where it works (a graphics card, or Mesa in software), else OSMesa, else one line that says what to
@@ -176,13 +176,13 @@ def _import_suite(id: str) -> Any:
         from dm_control.mujoco.wrapper.core import MjrContext
     except Exception as error:
         raise ValueError(_cannot_draw(id, error)) from error
-    # One that drawing failed in the making of has nothing to free; its finalizer would complain of that on stderr.
+    # A renderer whose construction failed has nothing to free; its finalizer would print an error to stderr.
     MjrContext._ptr = staticmethod(lambda: None)  # type: ignore[attr-defined]
     return suite
 
 
 def _begin_glfw() -> None:
-    """Looks for a screen before mujoco does, to which GLFW would only warn of having none."""
+    """Raises where GLFW finds no screen; through mujoco GLFW would only warn of that."""
     import glfw
 
     with warnings.catch_warnings():
@@ -225,7 +225,7 @@ def _egl_works() -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside, absl keeps to errors: some models use words that mujoco warns about at every build."""
+    """Inside, absl logs errors only: some models use words that mujoco warns about at every build."""
     from absl import logging
 
     before = logging.get_verbosity()

@@ -1,15 +1,15 @@
-"""ViZDoom as a world-model package wants it: unseen frames are not drawn, the user's folder is not written to.
+"""ViZDoom adapted to this package: unseen frames are not drawn, the user's folder is not written to.
 
-What is special about Doom, and where it is seen to:
+What is special about Doom, and where the code handles it:
 
 * Under action repeat the engine itself repeats and draws the last frame only, three times faster (`DoomDecisions`).
   Pictures, rewards and length are those of single steps, bit for bit; a test compares them.
 * When an episode is over there is no picture: the stock environment gives zeros instead, and a model would
   learn to predict them. `LastPicture` repeats the last one that was seen.
 * The engine has time limits of its own, at which it sets both flags; a time limit is not terminal (`DoomDecisions`).
-* Take Cover knows left, right and stay; the paper's controller has one number (`ThreeWay`).
+* Take Cover has the actions left, right and stay; the paper's controller gives one number (`ThreeWay`).
 * The engine writes `_vizdoom.ini` and `_vizdoom/` into its working folder, and two that start at once in one folder
-  can make each other fail. `start_elsewhere` gives each a folder of its own, which goes when the environment goes.
+  can make each other fail. `start_elsewhere` gives each a folder of its own, which is removed with the environment.
 """
 
 import os
@@ -60,8 +60,8 @@ for word; do [ "$before" = +viz_instance_id ] && id=$word; before=$word; done
 ) </dev/null >/dev/null 2>&1 &
 exec {engine} "$@"
 """
-"""Becomes the engine. The shell it leaves beside the engine ends it and removes its files if this process is killed:
-the engine ignores SIGTERM and would wait for orders for ever."""
+"""A script that starts a watching shell and then replaces itself by the engine. If this process is killed, the shell
+ends the engine and removes its files: the engine ignores SIGTERM and would wait for commands for ever."""
 
 
 def start_elsewhere(game: Any) -> tempfile.TemporaryDirectory:
@@ -134,7 +134,7 @@ class DoomDecisions(Decisions):
         observation, reward, terminated, truncated, info = self.env.step(action)
         made = int(doom.game.get_episode_time()) - before
         self.env_steps += made
-        # At its own time limit the engine sets both flags; asked itself, for kwargs can take the second away.
+        # At its own time limit the engine sets both flags. Ask the engine: kwargs can switch the second flag off.
         timeout = bool(doom.game.is_episode_timeout_reached())
         terminated = bool(terminated) and not timeout
         truncated = bool(truncated) or timeout or self.at_limit

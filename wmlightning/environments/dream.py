@@ -34,7 +34,7 @@ ENCODED_AT_ONCE = 100
 
 
 class DreamRules(Recorded):
-    """The rules of a dream: where it begins, how uncertain it is, what it pays and when it ends.
+    """The rules of a dream: where it begins, how uncertain it is, its rewards and when it ends.
 
     It holds no model: the same rules serve any `LatentModel`.
 
@@ -117,7 +117,7 @@ class DreamRules(Recorded):
         if self.starts is None:
             raise ValueError("dreams begin at stored first frames, but the dream's starts name no folder of episodes")
         store, device = EpisodeStore(self.starts), _device(model)
-        _ = store.spec  # says so where there is nothing to read
+        _ = store.spec  # raises where there is nothing to read
         rows = []
         for position in np.unique(np.linspace(0, len(store) - 1, self.num_starts).round().astype(int)):
             with suppress(DamagedEpisode):  # the store has warned

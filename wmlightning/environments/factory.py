@@ -20,7 +20,7 @@ class EnvFactory(Recorded):
 
     Actions of whole numbers are in [-1, 1] too, and every number has an equal share of it.
 
-    Three families have the papers' habits: CarRacing; ViZDoom's Take Cover, which takes one number: below -1/3 left,
+    Three families have the papers' defaults: CarRacing; ViZDoom's Take Cover, which takes one number: below -1/3 left,
     above 1/3 right, else stay (see `environments.doom`); and Atari (see `environments.atari`). A family is recognised
     by the class that makes the environment, whatever its id.
 
@@ -29,9 +29,9 @@ class EnvFactory(Recorded):
         action_repeat: environment steps a decision; their rewards are summed, and only the last one is drawn.
         size: side of the square image in pixels.
         time_limit: environment steps after which an episode is truncated; None keeps the id's registered limit, or the
-            suite's habit (VizdoomTakeCover: 2,100; Atari: 108,000).
+            suite's default (VizdoomTakeCover: 2,100; Atari: 108,000).
         crop: what to keep of the picture, rows [first, last) or rows and columns [first, last, first, last); "auto" is
-            the suite's habit (CarRacing: [0, 84], which cuts the indicators off; others: all), None keeps all.
+            the suite's default (CarRacing: [0, 84], which cuts the indicators off; others: all), None keeps all.
         ignore_termination: step past the end until the time limit, as the World Models collection did; rewards after
             the end are whatever the environment gives.
         pixels: where pictures come from: the key of an observation entry, "render" for `rgb_array` rendering, or None
@@ -114,7 +114,7 @@ class EnvFactory(Recorded):
 
     @property
     def conventions(self) -> str | None:
-        """What is done otherwise than before with such an environment, None mostly; episodes record it.
+        """Names the corrections since earlier versions that concern this environment, or None; episodes record it.
 
         Where a way of acting, looking or ending was corrected, stores from before must not be mixed with later ones.
         Only environments that the correction concerns have a convention, so that the stores of others go on.

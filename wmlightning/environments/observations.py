@@ -84,23 +84,23 @@ def as_picture(image: Any, id: str) -> np.ndarray:
         )
     if image is None:
         raise ValueError(
-            f"{found} as its picture, but an array is wanted: mend its render, which must return one with render_mode "
+            f"{found} as its picture, but an array is wanted: fix its render, which must return one with render_mode "
             "rgb_array, or set pixels to an observation"
         )
     image = np.asarray(image)
     form = _form(image.shape)
     if form is None:
-        raise ValueError(f"{id} gives a picture of shape {image.shape}, but it must be {FORMS}: mend the environment")
+        raise ValueError(f"{id} gives a picture of shape {image.shape}, but it must be {FORMS}: fix the environment")
     if np.issubdtype(image.dtype, np.floating):
         low, high = image.min(), image.max()
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"{id} gives a picture of floats from {low:g} to {high:g}, but they must lie in [0, 1]: mend the "
+                f"{id} gives a picture of floats from {low:g} to {high:g}, but they must lie in [0, 1]: fix the "
                 "environment, or give uint8"
             )
         image = np.rint(image * 255).astype(np.uint8)
     if image.dtype != np.uint8:
-        raise ValueError(f"{id} gives a picture of {image.dtype}, but it must be {FORMS}: mend the environment")
+        raise ValueError(f"{id} gives a picture of {image.dtype}, but it must be {FORMS}: fix the environment")
     if form == "CHW":
         return image.transpose(1, 2, 0)
     return image[..., :3] if form == "HWC" and image.shape[2] == 4 else image
@@ -162,13 +162,13 @@ def _entry(observation: Any, key: str) -> Any:
 
 
 def _notices(id: str, entries: dict[str, spaces.Space], chosen: str) -> tuple[str, ...]:
-    """The one line that says what is used and what is left out; none where that is plain."""
+    """The one line that says what is used and what is left out; none where there is no doubt."""
     if chosen == "" and (entries[""].shape or ())[2:] == (4,):
         return (
             f"{id}: the fourth channel of the observation {entries[''].shape} is taken for alpha and dropped; if these "
             "are stacked frames, set pixels to render or give one frame",
         )
-    # Vectors, and tables of real numbers, say nothing about pictures: such environments are there to be rendered.
+    # Beside vectors and tables of real numbers there is no choice to report: such environments are rendered.
     looks_like_one = any(
         len(e.shape or ()) > 2 or (e.dtype == np.uint8 and len(e.shape or ()) > 1) for e in entries.values()
     )

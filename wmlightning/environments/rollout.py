@@ -42,8 +42,8 @@ def rollout(
     """Plays one episode per seed, or as many of them as `may_begin` lets begin.
 
     The policy is always called with all n rows, so that its batch keeps one size; rows that rest carry stale data. A
-    policy that is `blind` is called with one row and nothing to see instead where there are workers, and their rows do
-    not wait for each other; unless there is `may_begin`, whose answers must not depend on who is quicker.
+    policy that is `blind` is called with one row and an empty observation where there are workers, and their rows do
+    not wait for each other; unless there is `may_begin`, whose answers must not depend on which worker is quicker.
 
     An episode whose worker died is dropped and begun again with the same seed; the others go on.
 
@@ -70,7 +70,7 @@ def rollout(
     table = Table(envs, seeds, indices, writer, progress)
     begin = begin or (lambda jobs: policy.initial(len(jobs), [derive_seed(seeds[job], 1) for job in jobs]))
     with torch.no_grad(), torch_threads(torch.get_num_threads() - envs.num_workers):
-        # With `may_begin`, who begins depends on what was played before: only in step is that the same every time.
+        # With `may_begin`, which episodes begin depends on earlier steps: rows in step repeat that exactly.
         if envs.workers is not None and getattr(policy, "blind", False) and may_begin is None:
             play_ahead(envs, policy, begin, table, should_stop)
         else:

@@ -1,7 +1,7 @@
 """Gives any registered gymnasium id one interface; what is special about a family of environments is decided here.
 
-A family with habits of its own is a function that returns a `Raw`, and a line in `make_raw`, which looks at the class
-that an id's entry point names: the same environment under another id has the same habits. Everything else goes through
+A family with rules of its own is a function that returns a `Raw`, and a line in `make_raw`, which looks at the class
+that an id's entry point names: the same environment under another id has the same rules. Everything else goes through
 `plain`.
 """
 
@@ -25,7 +25,7 @@ from wmlightning.environments.dummy import DummyEnv
 from wmlightning.environments.observations import SMALLEST_PICTURE, as_picture, choose, entries_of
 from wmlightning.environments.wrappers import Decisions, IntegerActions, OneHotActions, Pixels, SymmetricActions
 
-# pygame greets on stdout otherwise, once per worker.
+# Otherwise pygame prints a greeting to stdout, once per worker.
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 # Pictures go into arrays; SDL looks for a screen otherwise, and complains where there is none.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -61,7 +61,7 @@ class Raw:
         actions: wraps it so that actions are in [-1, 1] or one-hot.
         look: gives the picture from the raw observation.
         crop: what to keep of that picture, as of `EnvFactory`; None for all.
-        time_limit: environment steps, where the id registers none and the suite has a habit.
+        time_limit: environment steps, where the id registers none and the suite has a default.
         decisions: repeats actions, counts steps and ends episodes at the limit.
         rendered: whether pictures are what the environment renders, rather than observations.
         ends_itself: whether it ends every episode after a number of steps of its own, so that it needs no limit.
@@ -135,7 +135,7 @@ def find_spec(id: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"{module}:{id} names a module that cannot be imported ({error}): mend the id") from error
+            raise ValueError(f"{module}:{id} names a module that cannot be imported ({error}): fix the id") from error
     if id.startswith(PREFIX):
         return find_task(id)
     _import_package(id)
@@ -207,7 +207,7 @@ def make_raw(
 def plain(
     spec: EnvSpec, kwargs: dict[str, Any], pixels: str | None, crop: list[int] | str | None, habit: str | None = None
 ) -> Raw:
-    """Any environment: its native picture if it has one, else what it renders; habit is the suite's choice."""
+    """Any environment: its native picture if it has one, else what it renders; habit is the suite's default."""
     env = _make(spec, kwargs)
     choice = choose(spec.id, env.observation_space, pixels, habit)
     look = choice.look

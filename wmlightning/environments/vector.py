@@ -199,7 +199,7 @@ class PixelVectorEnv(VectorEnv):
         # Box2D aborts the whole process on a NaN.
         if not np.isfinite(meant := actions if rows is None else actions[rows]).all():
             wrong = meant[~np.isfinite(meant).all(1)][0].tolist()
-            raise ValueError(f"the policy acts with {wrong}: actions must be finite; mend the policy")
+            raise ValueError(f"the policy acts with {wrong}: actions must be finite; fix the policy")
 
     def look(self) -> dict[str, np.ndarray]:
         """A copy of the last observation of every row, {"image": uint8 (n, size, size, channels)}."""
@@ -219,6 +219,6 @@ class PixelVectorEnv(VectorEnv):
         self.close()
 
     def __del__(self) -> None:
-        # Only what __init__ got as far as making.
+        # Only what __init__ had created before it failed.
         if "workers" in self.__dict__:
             self.close()

@@ -4,7 +4,7 @@
     SymmetricActions | IntegerActions | OneHotActions
                                          what a policy sends -> what the environment takes
     Decisions                            action repeat, time limit, rewards summed, env steps counted
-    Pixels                               one picture a decision: looked at, cropped, resized
+    Pixels                               one picture a decision: taken, cropped, resized
 
 Pictures are taken outside the repeat, so frames in between need not be drawn.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 OLD = "follow gymnasium.Env (since 0.26), or wrap it in shimmy.GymV21CompatibilityV0"
-"""What to do with an environment of the interface before gymnasium."""
+"""Advice for an environment with an interface older than gymnasium's."""
 FEW_PICTURES = 10
 """Pictures that an episode must have before it is strange that they are all equal."""
 LONG_EPISODE = 50_000
@@ -145,7 +145,7 @@ class Decisions(gym.Wrapper):
                 return observation, total, terminated, truncated, info | {"env_steps": made}
 
     def _answer(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        """What the environment's own step gives; the reward is a float.
+        """Calls the environment's own step, checks the result and makes the reward a float.
 
         Raises:
             ValueError: if it does not give five values, or the reward is not one number.
@@ -215,7 +215,7 @@ class Pixels(gym.Wrapper):
         self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (size, size, self.channels), np.uint8)})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
-        """Begins an episode and looks."""
+        """Begins an episode and takes its first picture."""
         observation, info = self.env.reset(seed=seed, options=options)
         self.shape = None
         seen = self.observe(observation)
@@ -223,7 +223,7 @@ class Pixels(gym.Wrapper):
         return seen, info
 
     def step(self, action: Any) -> tuple[dict, float, bool, bool, dict]:
-        """Decides once and looks once."""
+        """Makes one decision and takes one picture."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         seen = self.observe(observation)
         self._compare(seen["image"], terminated or truncated)
@@ -253,7 +253,7 @@ class Pixels(gym.Wrapper):
         if image.dtype != np.uint8 or image.shape != self.shape:
             raise ValueError(
                 f"the picture is {image.dtype} {image.shape} but uint8 {self.shape} is wanted, as large as when the "
-                "episode began: mend the environment"
+                "episode began: fix the environment"
             )
         for axis, last in enumerate(self.crop[1::2]):
             if last > image.shape[axis]:

@@ -21,7 +21,7 @@ def lambda_return(
         value        v0     v1    ...    vH-1    vH
         returns      G0     G1    ...    GH-1
 
-    lambda_ = 0 is the one-step target, lambda_ = 1 the full sum bootstrapped at the horizon. v0 plays no part.
+    lambda_ = 0 is the one-step target, lambda_ = 1 the full sum bootstrapped at the horizon. v0 is not used.
 
     Args:
         reward: r[0..H-1], predicted at the same states as value, shape (N, H). (Dreamer V3 counts r[t+1]: never mix.)

@@ -107,7 +107,7 @@ class CMAES(torch.optim.Optimizer):
             )
         if np.isnan(values).any():
             worst = int(np.flatnonzero(np.isnan(values))[0])
-            raise ValueError(f"the loss of candidate {worst} is NaN: mend what evaluates it, or return a large number")
+            raise ValueError(f"the loss of candidate {worst} is NaN: fix its evaluation, or return a large number")
         with torch_threads(1):
             self._search.tell(list(rows), values.tolist())
         self._candidates = None

@@ -17,7 +17,7 @@ from wmlightning.pictures.images import ACCENT, FAINT, INK, Picture, text_width
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours: told apart by every kind of eye, and in grey.
+# Okabe and Ito's colours: distinguishable with every kind of colour vision, and in grey.
 COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233))
 GRID = (228, 228, 228)
 # A power of two, so that width / DPI * DPI is exactly the width again.

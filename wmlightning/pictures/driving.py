@@ -1,4 +1,4 @@
-"""Films of C at work, in the real environment or in its dream, and its fitness over the generations."""
+"""Films of C as it acts, in the real environment or in its dream, and its fitness over the generations."""
 
 from abc import abstractmethod
 from collections.abc import Callable

@@ -197,11 +197,11 @@ _OLD_TEXTS = {
     "C  mean return (a lap is {environment.init_args.kwargs.lap_complete_percent} of the tiles)": "C  mean return",
     "half gas straight on": "zero action",
 }
-"""Texts of CarRacing alone, which form 1 (see `recipes.FORMAT`) wrote into the table of every run, and their like."""
+"""Text that format 1 (see `recipes.FORMAT`) wrote for every environment -> a text that is true of each of them."""
 
 
 def _with_neutral_texts(pipeline: dict[str, Any]) -> dict[str, Any]:
-    """Returns the pipeline of a run of form 1 with a table that fits every environment."""
+    """Returns the pipeline of a run of format 1 with a table that fits every environment."""
     table = pipeline.get("table")
     if not isinstance(table, list):
         return pipeline
@@ -221,7 +221,7 @@ def _check_stage(which: str, stage: Any) -> None:
     for key in ("set", "report"):
         mapping = stage.get(key) or {}
         if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping):
-            raise ValueError(f"{which} has {key}: {stage[key]!r}, but that is a mapping of names to values: mend it")
+            raise ValueError(f"{which} has {key}: {stage[key]!r}, but that is a mapping of names to values: fix it")
     report = stage.get("report") or {}
     try:
         check_places(*report)
@@ -231,7 +231,7 @@ def _check_stage(which: str, stage: Any) -> None:
         raise ValueError(f"{which} has a report that is wrong: {error}") from None
     files = stage.get("config") or []
     if not isinstance(files, str | list) or not all(isinstance(file, str | dict) for file in files):
-        raise ValueError(f"{which} has config: {files!r}, but that is a file, or a list of files: mend it")
+        raise ValueError(f"{which} has config: {files!r}, but that is a file, or a list of files: fix it")
 
 
 def _change(pipeline: dict[str, Any], change: str) -> None:

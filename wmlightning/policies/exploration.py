@@ -210,8 +210,8 @@ class RandomNetworkPolicy(ExplorationPolicy):
         stdev ~ U(0, max_stdev) per episode,   every weight and bias = stdev * Cauchy
         z = sample of V(image),   action = tanh(W [z, h] + b),   h, c = LSTM([z, action], h, c)
 
-    Because weights are heavy-tailed, one or two of them dominate an episode, and the car keeps a course instead of
-    trembling. A row's weights are a function of its seed; the newest ones are cached, so that they are drawn once.
+    Because weights are heavy-tailed, one or two of them dominate an episode, and the car keeps a direction instead of
+    jittering. A row's weights are a function of its seed; the newest ones are cached, so that they are drawn once.
 
     Args:
         action_size: length of the action vector.

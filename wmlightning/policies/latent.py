@@ -13,7 +13,7 @@ from wmlightning.policies.state_filter import StateFilter, padded_rows
 from wmlightning.runtime import torch_threads
 
 _ONE_THREAD_ROWS = 16
-"""Up to so many rows act with one thread: they are too little work to share, and threads that synchronise wait long
+"""Up to so many rows act with one thread: there is too little work to share, and threads that synchronise wait long
 where other processes use the cores."""
 
 

@@ -78,7 +78,7 @@ def migrate_checkpoint(checkpoint: dict[str, Any], path: str | Path = "the check
     """
     form = checkpoint.get("format", 1)
     if form > FORMAT:
-        raise ValueError(f"{path} has form {form} but this version reads forms up to {FORMAT}: update wmlightning")
+        raise ValueError(f"{path} has format {form} but this version reads formats up to {FORMAT}: update wmlightning")
     if form == FORMAT or "recipe" not in checkpoint:
         return checkpoint
     checkpoint["recipe"] = migrate(checkpoint["recipe"])

@@ -225,7 +225,7 @@ class CMAESController(Stage):
         wait_for_measurements(self.trainer, MEASURED)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Withdraws the last evaluation, which another mean had."""
+        """Removes the last evaluation, which is of an earlier mean, from the metrics."""
         super().on_train_batch_start(batch, batch_idx)
         withdraw(self.trainer, MEASURED)
 

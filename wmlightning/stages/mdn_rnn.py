@@ -353,7 +353,7 @@ class MDNRNN(Stage):
 
     def _log(self, *names: str) -> None:
         for name in names:
-            # Named apart from what training logs: two curves under one tag would hide one another.
+            # Under other names than in training: two curves under one tag would hide one another.
             tag = f"mdn_rnn/test_{name}" if self.trainer.testing else f"mdn_rnn/{name}"
             self.log(tag, self.metrics[name], on_step=False, on_epoch=True)
 

@@ -1,8 +1,8 @@
 """Numbers that are measured now and then, such as `evaluate/return`, among the metrics of a Lightning Trainer.
 
 Lightning keeps a metric until it is logged again, so that a number measured after one epoch would be taken for that of
-every later one: a `ModelCheckpoint` would name weights by a return they never had. Here whoever measures a number
-publishes it, and withdraws it when the next batch begins.
+every later one: a `ModelCheckpoint` would name weights by a return they never had. Here the code that measures a
+number adds it to the metrics, and removes it when the next batch begins.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -19,7 +19,7 @@ def publish(trainer: Any, values: Mapping[str, float]) -> None:
 
 
 def withdraw(trainer: Any, names: Iterable[str]) -> None:
-    """Takes measured numbers away: they hold for the weights before the batch that now begins."""
+    """Removes measured numbers: they are of the weights before the batch that now begins."""
     for name in names:
         trainer.callback_metrics.pop(name, None)
 

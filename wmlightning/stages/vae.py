@@ -197,7 +197,7 @@ class VAE(Stage):
 
     def _log(self, *names: str) -> None:
         for name in names:
-            # Named apart from what training logs: two curves under one tag would hide one another.
+            # Under other names than in training: two curves under one tag would hide one another.
             tag = f"vae/test_{name}" if self.trainer.testing else f"vae/{name}"
             self.log(tag, self.metrics[name], on_step=False, on_epoch=True)
 

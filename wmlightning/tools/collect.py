@@ -112,7 +112,7 @@ def collect(
         if len(writer.discarded) > MAX_DISCARDED * (episodes + 1):
             raise ValueError(
                 f"{len(writer.discarded)} episodes were shorter than min_decisions={min_decisions} and "
-                f"{len(writer.stored)} were not: lower min_decisions, or act better"
+                f"{len(writer.stored)} were not: lower min_decisions, or give a better policy"
             )
     returns = store_returns(store)
     own = [value for name, value in returns.items() if name.birth == iteration]
@@ -204,7 +204,7 @@ class LongEpisodeWriter(EpisodeWriter):
 
 @contextmanager
 def episode_bar(episodes: int, done: int) -> Iterator[Callable[[int, int, int], None]]:
-    """A bar of episodes, and what `rollout` calls to move it."""
+    """Shows a progress bar of episodes; gives the function that `rollout` calls to advance it."""
     began = time.monotonic()
     with progress_bar(total=episodes, initial=done, desc="collect", unit="episode") as bar:
 
@@ -226,7 +226,7 @@ def collection_seed(seed: int, index: int, rank: int = 0) -> int:
 def described(
     environment: EnvFactory, policy: ExplorationPolicy | None, agent: str | None, noise: ExplorationPolicy | None
 ) -> dict[str, str]:
-    """How episodes are made, which they keep: recipes as JSON, an agent as the digest of its checkpoint."""
+    """Returns how episodes are made, for their metadata: recipes as JSON, an agent as the digest of its checkpoint."""
     parts = {"settings": environment, "policy": policy, "noise": noise}
     made = {name: _recipe_text(part) for name, part in parts.items() if part is not None}
     return made if agent is None else made | {"agent": hashlib.sha256(Path(agent).read_bytes()).hexdigest()[:16]}
@@ -288,7 +288,7 @@ def store_returns(store: EpisodeStore) -> dict[EpisodeName, float]:
 
 
 def mean(values: list[float]) -> float:
-    """The mean; 0 of nothing."""
+    """Returns the mean; 0 for no numbers."""
     return float(np.mean(values)) if values else 0.0
 
 

@@ -95,7 +95,7 @@ def read_curves(path: str | Path) -> list[Published]:
         except (TypeError, ValueError):
             numbers = [math.nan]
         if not all(map(math.isfinite, numbers)):
-            raise ValueError(f"line {number} of {path} has something else than a number after its task: mend it")
+            raise ValueError(f"line {number} of {path} has something else than a number after its task: correct it")
         points.setdefault((row["method"], row["task"]), []).append(numbers)
     curves = []
     for (method, task), values in points.items():
@@ -200,7 +200,7 @@ def compare_chart(
     """
     bands, levels, point = {}, {}, None
     reached = max([ours.steps[-1] if ours else 0, (now and now[0]) or 0])
-    # A run that is short of the published ones is not to be squeezed into a corner.
+    # A run much shorter than the published ones should not be squeezed into a corner.
     published = [curve.until(2 * reached) for curve in published] if reached else published
     for curve in [*published, *([ours] if ours else [])]:
         name = f"{curve.method} ({curve.seeds} seed{'s' * (curve.seeds > 1)})"

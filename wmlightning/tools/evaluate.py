@@ -42,8 +42,8 @@ def evaluate(
     """Plays an agent, without exploration, for many episodes.
 
     Every episode has an environment seed of its own, and every baseline plays the same seeds, so that differences are
-    taken episode by episode. An agent that learned in a dream is also played there, by the same controller: how far the
-    two scores are apart is what the dream was worth.
+    taken episode by episode. An agent that learned in a dream is also played there, by the same controller: the
+    difference between the two scores shows how far the dream is from the real environment.
 
     Args:
         agent: path of a checkpoint, from which alone the agent is rebuilt, or anything with a `policy(explore)`.
@@ -189,7 +189,7 @@ def check_evaluate(
 
 
 def _beside(result: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
-    """What played the same episodes as the agent, with the difference taken episode by episode."""
+    """Adds to a baseline's result its difference from the agent's, taken episode by episode."""
     gain = np.subtract(result["returns"], beside["returns"])
     return beside | {"difference": float(gain.mean()), "difference_ci95": confidence_half_width(gain)}
 
