@@ -353,6 +353,17 @@ def test_a_stage_that_was_trained_further_by_hand_is_measured_again(tiny, undist
     assert capsys.readouterr().out.count("finished before") == 6
 
 
+def test_a_kill_between_the_last_checkpoint_and_the_results_loses_no_number(tiny, undisturbed, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed, out)
+    before = json.loads((out / "summary.json").read_text())
+    for stage in ("controller", "evaluate"):
+        (out / stage / "result.json").unlink()
+    assert main(["run", tiny, "--out", str(out)]) == 0
+    after = json.loads((out / "summary.json").read_text())
+    assert after["controller"] == pytest.approx(before["controller"])
+
+
 def test_the_settings_in_the_folder_are_a_pipeline_too(undisturbed, capsys):
     assert main(["run", str(undisturbed / "config.yaml"), "--out", str(undisturbed)]) == 0
     assert capsys.readouterr().out.count("finished before") == 6

@@ -42,6 +42,9 @@ class LastCheckpoint(Checkpoint):
     other exception, which may come in the middle of an optimizer step and leave a state that cannot be resumed from.
     Add a `ModelCheckpoint` to keep the best or every n-th checkpoint as well.
 
+    The checkpoint holds the Trainer's metrics too. A fit that is resumed with nothing left to train has those as its
+    results: so a run that is killed between its last checkpoint and the note of its results loses none of them.
+
     Args:
         seconds: least time from one save to the next; 0 saves after every batch.
     """
@@ -50,6 +53,26 @@ class LastCheckpoint(Checkpoint):
         self.seconds = seconds
         self._saved_at = 0.0
         self._saved_step = -1
+        self._trained = False
+        self._metrics: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metrics at the last save."""
+        return {"metrics": self._metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the metrics at the save that is resumed from."""
+        self._metrics = state_dict["metrics"]
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Notes that this fit has trained nothing yet."""
+        self._trained = False
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Gives a fit that had nothing left to train the metrics of the checkpoint."""
+        if not self._trained:
+            for name, value in self._metrics.items():
+                trainer.callback_metrics.setdefault(name, torch.tensor(value))
 
     @staticmethod
     def path(trainer: lightning.Trainer) -> Path:
@@ -59,6 +82,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: lightning.Trainer) -> None:
         if getattr(trainer, "fast_dev_run", False):
             return
+        self._metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
         trainer.save_checkpoint(self.path(trainer))
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
@@ -69,6 +93,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Saves if enough time has passed by the clock of rank 0."""
+        self._trained = True
         due = time.monotonic() - self._saved_at >= self.seconds
         if trainer.strategy.broadcast(due):
             self._save(trainer)

@@ -42,7 +42,7 @@ def one_line(error: Exception) -> str:
     lines = [line for line in lines if not line.startswith(noise)]
     # Of arguments that take a path or a part.
     kept = [line for line in lines if not line.startswith("Expected a <class 'str'>")] or lines
-    message = " ".join(kept) or type(error).__name__
+    message = " ".join(dict.fromkeys(kept)) or type(error).__name__
     return message.replace("Expected a dot import path string:", "there is no class")
 
 

@@ -22,7 +22,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from wmlightning.environments.dm_control import DEBIAN, PREFIX, DMControl, choose_backend, find_task
 from wmlightning.environments.dm_control import TIME_LIMIT as DM_CONTROL_LIMIT
 from wmlightning.environments.dummy import DummyEnv
-from wmlightning.environments.observations import SMALLEST_PICTURE, as_picture, choose, entries_of
+from wmlightning.environments.observations import SMALLEST_PICTURE, as_picture, choose, entries_of, why_no_picture
 from wmlightning.environments.wrappers import Decisions, IntegerActions, OneHotActions, Pixels, SymmetricActions
 
 # Otherwise pygame prints a greeting to stdout, once per worker.
@@ -219,6 +219,12 @@ def plain(
                 raise ValueError(
                     f"{spec.id} can render rgb_array but was made with render_mode {env.render_mode}: let its entry "
                     "point take render_mode as an argument and pass it on"
+                )
+            if not entries:
+                why = why_no_picture(env.observation_space)
+                raise ValueError(
+                    f"{spec.id} does not render rgb_array, and its observation {why}: wrap it to give pictures "
+                    f"(H, W, 3) of at least {SMALLEST_PICTURE} pixels a side"
                 )
             raise ValueError(
                 f"{spec.id} gives neither a picture of {SMALLEST_PICTURE} pixels a side nor rgb_array rendering: name "

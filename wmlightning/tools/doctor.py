@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
@@ -113,7 +114,10 @@ def _rendered(id: str, cure: str) -> str:
 
     from wmlightning.environments.factory import EnvFactory
 
-    env = EnvFactory(id).make()
+    with warnings.catch_warnings():
+        # What it says of other observations is for somebody who plays there.
+        warnings.simplefilter("ignore")
+        env = EnvFactory(id).make()
     try:
         image = env.reset(seed=0)[0]["image"]
     except DependencyNotInstalled as error:
