@@ -273,3 +273,9 @@ def test_another_librarys_agent_learns_in_it():
     agent.learn(1500)
     first, _ = env.reset(seed=0)
     assert agent.predict(first, deterministic=True)[0][0] > 0.5
+
+
+def test_an_agent_is_dreamt_in_as_its_world_model_is():
+    agent, starts = SimpleNamespace(world_model=Line()), torch.zeros(1, 1)
+    env = DreamEnv(agent, DreamRules(), starts)
+    assert env.rows.model is agent.world_model

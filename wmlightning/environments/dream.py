@@ -216,6 +216,8 @@ class DreamVectorEnv(VectorEnv):
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs} but must be at least 1")
+        # Of an agent, its world model: `load` gives the whole agent.
+        model = getattr(model, "world_model", model)
         dream.check(model)
         self.model, self.dream, self.num_envs, self.render_mode = model, dream, num_envs, render_mode
         self.starts = dream.first_embeds(model) if starts is None else starts.to(_device(model))
@@ -292,7 +294,7 @@ class DreamEnv(gym.Env):
         stable_baselines3.PPO("MlpPolicy", env).learn(100_000)          # or any library for gymnasium's environments
 
     Args:
-        model: a `LatentModel`.
+        model: a `LatentModel`, or an agent that has one, such as a Dreamer.
         dream: the rules of the dream.
         starts: embeds of first frames, (S, E); None reads them from the dream's own folder.
         discrete: actions are whole numbers, and the model was trained on them one-hot; else they are in [-1, 1].
