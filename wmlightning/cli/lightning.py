@@ -272,6 +272,8 @@ class CommandLine(LightningCLI):
 
     def _logger(self, root: str) -> Any:
         """Builds TensorBoard's logger in the run's folder; False where nothing is logged, or at no known step."""
+        # Its thread opens the file by path at every flush, wherever the process works by then.
+        root = str(Path(root).absolute())
         checkpoint = self._get(self.config, "ckpt_path") if self.subcommand else None
         if checkpoint is None or self.check:
             return False if self.subcommand in STEPS else TensorBoardLogger(root, "tensorboard", "")
